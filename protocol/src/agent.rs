@@ -1,0 +1,417 @@
+//! The agent protocol: HTTP/1.1 with JSON bodies over TLS.
+//!
+//! | call | who | what |
+//! |---|---|---|
+//! | `POST /agent/v1/enroll` | TLS, server pinned by CA fingerprint | boot token + CSR -> client certificate |
+//! | `POST /agent/v1/next` | mutual TLS | long poll for the next order |
+//! | `POST /agent/v1/report` | mutual TLS | progress and log lines, batched |
+//! | `POST /agent/v1/result` | mutual TLS | how an order ended; repeated until acknowledged |
+//! | `GET /agent/v1/images/{id}/manifest` | mutual TLS | [`SignedManifest`](#) as stored |
+//! | `GET /agent/v1/images/{id}/data` | mutual TLS | `data.zst`, with ranges |
+//!
+//! Invariants: every call may be repeated; an order is named by run, step and attempt, and the
+//! daemon ignores whatever names an attempt that is over. The agent keeps no state across boots:
+//! a new boot has a new `boot_id`, and what the old one was doing is lost and run again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{DiskInfo, DiskSelector};
+use crate::machine::Mac;
+
+/// Body of `enroll`: trade the boot token for a certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnrollRequest {
+    /// The boot token from the kernel command line.
+    pub token: String,
+    /// Machine the boot script named; must be the one the token was made for.
+    pub machine: String,
+    /// PKCS#10 request, PEM. The key never leaves the agent. A repeated call with the same key
+    /// is answered with the same certificate; with another key it is a replay.
+    pub csr: String,
+    /// MAC of the NIC that booted.
+    pub mac: Mac,
+    /// Random, fresh for every boot of the agent.
+    pub boot_id: String,
+    /// SMBIOS system UUID, if readable.
+    #[serde(default)]
+    pub uuid: Option<String>,
+}
+
+/// Answer to `enroll`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnrollResponse {
+    /// Client certificate, PEM; names machine and run; lives for hours.
+    pub certificate: String,
+    /// The CA, PEM; its fingerprint is the pinned one.
+    pub ca: String,
+    /// Ed25519 public key (32 bytes, hex) that image manifests must be signed with.
+    pub image_key: String,
+    /// The run to work for.
+    pub run: String,
+}
+
+/// Body of `next`. The daemon holds the call for up to 25 s when there is nothing to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NextRequest {
+    /// Run this agent booted for.
+    pub run: String,
+    /// This boot.
+    pub boot_id: String,
+    /// What the machine has; sent with the first call of a boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<Inventory>,
+}
+
+/// Answer to `next`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "next", rename_all = "kebab-case")]
+pub enum Next {
+    /// Carry this out.
+    Order(Box<Order>),
+    /// Nothing yet; ask again after so many milliseconds.
+    Wait {
+        /// Pause before the next call.
+        after_ms: u64,
+    },
+    /// The run is over and nothing more will come; the agent idles, asking seldom, and leaves
+    /// the power to the daemon.
+    Finished {
+        /// Why, for the console.
+        reason: String,
+    },
+}
+
+/// Names one attempt at one step.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OrderId {
+    /// Run.
+    pub run: String,
+    /// Position of the step in the run, on-failure steps counted on.
+    pub step: u32,
+    /// Attempt, from 1.
+    pub attempt: u32,
+}
+
+/// One step to carry out now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// Which attempt this is.
+    pub id: OrderId,
+    /// The step's name as the author wrote it.
+    pub name: String,
+    /// What to do.
+    pub action: AgentAction,
+    /// Time left until the step's deadline, in milliseconds, when the order was sent.
+    pub timeout_ms: u64,
+}
+
+/// What an agent can do. Adding one here and in `agent/src/step.rs` is all it takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "uses", rename_all = "kebab-case")]
+pub enum AgentAction {
+    /// Report the hardware. Result: [`Inventory`].
+    Inventory,
+    /// Erase signatures and discard (or zero) one disk. Result: [`WipeResult`].
+    WipeDisk {
+        /// Which disk.
+        disk: DiskSelector,
+    },
+    /// Write a sealed image. Result: [`StreamResult`].
+    StreamImage {
+        /// Image id: the digest of its canonical manifest.
+        image: String,
+        /// Which disk.
+        disk: DiskSelector,
+        /// What to read again afterwards.
+        verify: Verify,
+    },
+    /// Put one file onto a file system of the installed disk. Result: [`WriteFileResult`].
+    WriteFile {
+        /// Which disk the partition must be on.
+        disk: DiskSelector,
+        /// Which partition of it.
+        partition: PartitionRef,
+        /// Absolute path inside the file system; parents are made.
+        path: String,
+        /// The bytes, base64. May hold secrets: never logged.
+        contents_base64: String,
+        /// Permission bits, octal text such as `0600`.
+        mode: String,
+        /// Numeric owner.
+        #[serde(default)]
+        uid: u32,
+        /// Numeric group.
+        #[serde(default)]
+        gid: u32,
+    },
+    /// Start a kernel found on the installed disk, without firmware. Success is the next boot.
+    Kexec {
+        /// Which disk.
+        disk: DiskSelector,
+        /// Partition that holds the files.
+        partition: PartitionRef,
+        /// Path of the kernel on it.
+        kernel: String,
+        /// Path of the initramfs on it.
+        #[serde(default)]
+        initramfs: Option<String>,
+        /// Kernel command line.
+        cmdline: String,
+    },
+    /// Restart through the firmware. Success is the next boot.
+    Reboot,
+    /// Switch the machine off.
+    PowerOff,
+    /// Gather logs and disk state for a failed run. Result: [`Evidence`].
+    CollectEvidence,
+}
+
+impl AgentAction {
+    /// Whether the machine leaves the agent when it obeys: the result is then
+    /// [`Outcome::Leaving`], and success is seen from outside.
+    #[must_use]
+    pub fn leaves_agent(&self) -> bool {
+        matches!(self, Self::Kexec { .. } | Self::Reboot | Self::PowerOff)
+    }
+}
+
+/// A partition, by what does not change between boots. All given fields must match.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionRef {
+    /// File-system label or GPT partition name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// GPT unique partition GUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Number, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+}
+
+/// What `stream-image` reads again after writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Nothing: frames were verified before they were written.
+    None,
+    /// The whole image, cache bypassed, against the manifest.
+    #[default]
+    ReadBack,
+}
+
+/// Body of `report`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Order it is about.
+    pub order: OrderId,
+    /// This boot.
+    pub boot_id: String,
+    /// How far along; absent when unchanged.
+    #[serde(default)]
+    pub progress: Option<Progress>,
+    /// Log lines since the last report, oldest first.
+    #[serde(default)]
+    pub logs: Vec<LogLine>,
+    /// Log lines dropped because the buffer was full.
+    #[serde(default)]
+    pub logs_dropped: u64,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Progress {
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// One line for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Milliseconds since the Unix epoch by the agent's clock.
+    pub at: i64,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// The text.
+    pub text: String,
+}
+
+/// Answer to `report`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReportAck {
+    /// The attempt is over for the daemon (cancelled, timed out, superseded): stop.
+    pub abandon: bool,
+}
+
+/// Body of `result`. Repeated until acknowledged with 2xx.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StepResult {
+    /// Order it is about.
+    pub order: OrderId,
+    /// This boot.
+    pub boot_id: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How an order ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Done; `output` is the result type named at the action.
+    Succeeded {
+        /// The typed result as JSON.
+        output: serde_json::Value,
+    },
+    /// About to reboot, kexec or switch off. Sent before, acknowledged before it happens.
+    Leaving,
+    /// Not done.
+    Failed(StepFailure),
+}
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepFailure {
+    /// Stable word: see [`FailureCode`].
+    pub code: FailureCode,
+    /// One sentence for people, naming the object.
+    pub message: String,
+    /// Whether trying again can help.
+    pub retryable: bool,
+}
+
+/// Whose fault a failure is, in stable words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureCode {
+    /// No disk matches the hints.
+    NoDisk,
+    /// Several disks match the hints.
+    AmbiguousDisk,
+    /// The disk is protected, mounted, read-only or otherwise not to be written.
+    DiskRefused,
+    /// The disk is smaller than the image.
+    DiskTooSmall,
+    /// Reading or writing the disk failed.
+    DiskIo,
+    /// A manifest's signature or digest is wrong.
+    ManifestInvalid,
+    /// Image bytes do not match their digest.
+    ImageCorrupt,
+    /// The image ended early.
+    ImageTruncated,
+    /// No bytes arrived for too long.
+    ImageStalled,
+    /// The server could not be reached or answered with an error for too long.
+    Server,
+    /// What was read back is not what was written.
+    ReadBackMismatch,
+    /// No such partition, or several.
+    Partition,
+    /// The file system is not one the agent can write, or it failed.
+    FileSystem,
+    /// The order itself makes no sense.
+    BadOrder,
+    /// The kernel could not be loaded.
+    Kexec,
+    /// The agent was told to stop.
+    Abandoned,
+    /// Anything else.
+    Internal,
+}
+
+/// Result of `stream-image`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StreamResult {
+    /// Kernel name of the disk that was written, for the record.
+    pub disk: String,
+    /// Serial of that disk.
+    pub serial: Option<String>,
+    /// Image id.
+    pub image: String,
+    /// Size of the raw image in bytes.
+    pub bytes: u64,
+    /// Bytes written to the disk (zeros may have been discarded).
+    pub written: u64,
+    /// Bytes that came over the network.
+    pub transferred: u64,
+    /// Time from the first request to the last flush, milliseconds.
+    pub duration_ms: u64,
+    /// SHA-256 of the raw image read back from the disk, hex; absent with `verify: none`.
+    pub read_back_sha256: Option<String>,
+}
+
+/// Result of `wipe-disk`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WipeResult {
+    /// Kernel name of the disk.
+    pub disk: String,
+    /// `discard` or `zero-signatures`.
+    pub method: String,
+}
+
+/// Result of `write-file`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteFileResult {
+    /// Partition written to, `vda3`.
+    pub partition: String,
+    /// Bytes written.
+    pub bytes: u64,
+    /// SHA-256 of the contents, hex.
+    pub sha256: String,
+}
+
+/// Result of `collect-evidence`: what can be known before the disk is touched again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// The tail of the kernel log.
+    pub kernel_log: Vec<String>,
+    /// The disks as they are now.
+    pub disks: Vec<DiskInfo>,
+}
+
+/// What the agent found on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Inventory {
+    /// SMBIOS system manufacturer.
+    pub manufacturer: Option<String>,
+    /// SMBIOS product name.
+    pub product: Option<String>,
+    /// SMBIOS system serial.
+    pub serial: Option<String>,
+    /// SMBIOS system UUID.
+    pub uuid: Option<String>,
+    /// `uefi` or `bios`.
+    pub firmware: String,
+    /// CPU model.
+    pub cpu_model: Option<String>,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// NICs.
+    pub nics: Vec<NicInfo>,
+    /// Disks.
+    pub disks: Vec<DiskInfo>,
+}
+
+/// One network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NicInfo {
+    /// Kernel name.
+    pub name: String,
+    /// Permanent address.
+    pub mac: Mac,
+    /// Kernel driver.
+    pub driver: Option<String>,
+    /// Link is up.
+    pub carrier: bool,
+    /// Mbit/s, if the driver says.
+    pub speed: Option<u32>,
+}

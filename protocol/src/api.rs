@@ -1,0 +1,416 @@
+//! The operator's HTTP API under `/api/v1`: what the CLI and other programs see.
+//!
+//! Errors are RFC 9457 problem documents ([`Problem`]) with a stable `code`. Moments are
+//! RFC 3339 text, durations milliseconds, sizes bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{Inventory, Progress};
+use crate::disk::{DiskHints, ProtectedDisk};
+use crate::machine::{Mac, MachineState};
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Pass as `?after=` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// An error, RFC 9457 (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// URI reference that names the kind; `/problems/{code}`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Short text for the kind.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// Stable word for programs, `machine-not-found`.
+    pub code: String,
+    /// What happened here, and what to do next.
+    pub detail: String,
+}
+
+/// A network card of a machine in the inventory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Nic {
+    /// Ethernet address, unique in the inventory.
+    pub mac: Mac,
+    /// IPv4 address with prefix length, `10.77.0.11/24`, unique in the inventory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// The machine boots over this card.
+    #[serde(default)]
+    pub boot: bool,
+}
+
+/// A BMC as shown: the password stays where it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BmcView {
+    /// `redfish+https://host[:port][/redfish/v1/Systems/ID]`.
+    pub url: String,
+    /// User name.
+    pub username: String,
+    /// SHA-256 of the certificate to insist on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_sha256: Option<String>,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct MachineView {
+    /// Unique name.
+    pub name: String,
+    /// Rack: the failure domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
+    /// Role, free text such as `worker`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Where it is in its life.
+    pub state: MachineState,
+    /// One sentence: what it waits for, since when, until when.
+    pub why: String,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
+    /// Its BMC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bmc: Option<BmcView>,
+    /// Which disk to install to.
+    pub disk: DiskHints,
+    /// Disks that are never written.
+    #[serde(default)]
+    pub protected_disks: Vec<ProtectedDisk>,
+    /// Image it should run, `name@version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Workflow to use when a request names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    /// Labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The active run, or else the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// What the installed system said about itself when it last phoned home.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeReport>,
+    /// Hardware as the agent last saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<Inventory>,
+    /// When it was last changed, RFC 3339.
+    pub updated_at: String,
+}
+
+/// What a node says about itself when it phones home.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeReport {
+    /// `/etc/machine-id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// `PRETTY_NAME` of os-release, or what the OS calls its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// Host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Kernel release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Image digest the node believes it runs, if the image carries one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// Body of `POST /machines/{name}/provision`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Default)]
+#[serde(deny_unknown_fields)]
+pub struct ProvisionRequest {
+    /// Workflow; default: the machine's, else `install-image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<String>,
+    /// Image `name@version`; default: the machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Only say what would be done ([`Plan`]); nothing is stored or touched.
+    #[serde(default)]
+    pub plan: bool,
+}
+
+/// A step of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct StepView {
+    /// Position.
+    pub index: u32,
+    /// `main` or `on-failure`.
+    pub phase: String,
+    /// Name as written.
+    pub name: String,
+    /// Action.
+    pub uses: String,
+    /// `pending`, `running`, `waiting`, `succeeded`, `failed`, `skipped`, `cancelled`.
+    pub state: String,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// Why it is in that state, one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// First start, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// End, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    /// How far the current attempt is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The typed result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<serde_json::Value>,
+}
+
+/// One execution of a workflow for one machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RunView {
+    /// Id.
+    pub id: String,
+    /// Machine.
+    pub machine: String,
+    /// Workflow name.
+    pub workflow: String,
+    /// Image id that the run installs, if it installs one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// `pending`, `running`, `failing`, `succeeded`, `failed`, `cancelled`.
+    pub state: String,
+    /// One sentence: what it waits for or how it ended.
+    pub why: String,
+    /// Who asked.
+    pub requested_by: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+    /// When it fails for taking too long, RFC 3339.
+    pub deadline: String,
+    /// Its steps.
+    pub steps: Vec<StepView>,
+    /// Time spent in each phase, milliseconds, in order of occurrence: `power`, `dhcp`,
+    /// `bootloader`, `agent`, `write`, `config`, `first-boot`.
+    #[serde(default)]
+    pub phases: Vec<PhaseView>,
+}
+
+/// Time spent in one phase of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PhaseView {
+    /// Phase.
+    pub name: String,
+    /// Milliseconds.
+    pub duration_ms: u64,
+}
+
+/// What a run would do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Plan {
+    /// Machine.
+    pub machine: String,
+    /// Workflow.
+    pub workflow: String,
+    /// Image id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The disk by its hints, and what is known of it from the last hardware report.
+    pub disk: String,
+    /// The steps, rendered, secrets redacted.
+    pub steps: Vec<PlannedStep>,
+    /// What to know before saying yes.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// One step of a [`Plan`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PlannedStep {
+    /// Name as written.
+    pub name: String,
+    /// Action.
+    pub uses: String,
+    /// `daemon` or `agent`.
+    pub runs_on: String,
+    /// Rendered parameters, secrets as `(redacted)`.
+    pub with: serde_json::Value,
+    /// False when `when` is already known to be false.
+    pub runs: bool,
+    /// Whether it writes to a disk.
+    pub destructive: bool,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct EventView {
+    /// Sequence number; `Last-Event-ID` of the stream.
+    pub id: i64,
+    /// RFC 3339 with milliseconds.
+    pub at: String,
+    /// Dotted word: `dhcp.ack`, `run.succeeded`.
+    pub kind: String,
+    /// Machine it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Run it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// One sentence.
+    pub message: String,
+    /// Details.
+    #[serde(default)]
+    pub data: serde_json::Value,
+}
+
+/// A token, without the token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TokenView {
+    /// Id (not the secret).
+    pub id: String,
+    /// `boot`, `config` or `phone-home`.
+    pub purpose: String,
+    /// Machine it is bound to.
+    pub machine: String,
+    /// Run it is bound to.
+    pub run: String,
+    /// `live`, `used`, `expired` or `revoked`.
+    pub state: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339.
+    pub expires_at: String,
+    /// RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<String>,
+}
+
+/// An image in the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImageView {
+    /// `name@version`.
+    pub name: String,
+    /// Digest of the canonical manifest, `blake3:` + hex.
+    pub id: String,
+    /// Bytes of the raw disk.
+    pub size: u64,
+    /// Bytes stored.
+    pub stored: u64,
+    /// SHA-256 of the raw disk, hex.
+    pub sha256: String,
+    /// OS family, `debian`: which templates may configure it.
+    pub os: String,
+    /// RFC 3339.
+    pub added_at: String,
+}
+
+/// An API key, without the key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ApiKeyView {
+    /// Name.
+    pub name: String,
+    /// Role.
+    pub role: Role,
+    /// RFC 3339.
+    pub created_at: String,
+}
+
+/// Body of `POST /api-keys`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreateApiKey {
+    /// Unique name.
+    pub name: String,
+    /// What its bearer may do.
+    pub role: Role,
+}
+
+/// Answer to `POST /api-keys`: the only time the key is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreatedApiKey {
+    /// Name.
+    pub name: String,
+    /// Role.
+    pub role: Role,
+    /// The secret; send as `Authorization: Bearer …`.
+    pub key: String,
+}
+
+/// Result of applying an inventory file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ApplyResult {
+    /// Nothing was stored.
+    pub dry_run: bool,
+    /// What changed (or would), in file order.
+    pub changes: Vec<Change>,
+}
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Change {
+    /// Machine.
+    pub machine: String,
+    /// `create`, `update` or `unchanged`.
+    pub action: String,
+    /// For an update: what differs, one entry a field.
+    #[serde(default)]
+    pub fields: Vec<FieldChange>,
+}
+
+/// A changed field.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FieldChange {
+    /// Dotted path, `nics[0].address`.
+    pub field: String,
+    /// Value before, as JSON text; secrets never appear.
+    pub before: Option<String>,
+    /// Value after.
+    pub after: Option<String>,
+}
+
+/// What the bearer of an API key may do; each role includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read everything but secrets.
+    Viewer,
+    /// Provision, cancel, retry, apply inventory.
+    Operator,
+    /// Manage keys and images, remove machines.
+    Admin,
+}

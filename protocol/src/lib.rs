@@ -1,0 +1,17 @@
+//! What the daemon, the agent and the CLI say to each other.
+//!
+//! Owns: the messages of the agent protocol ([`agent`]), the kernel command line handed to the
+//! agent ([`cmdline`]), the operator's HTTP API ([`api`]) and the words they share ([`machine`],
+//! [`disk`], [`time`]).
+//!
+//! Invariants: types only. Nothing here reads a socket, a file or a clock, and no type depends on
+//! how it is stored.
+//!
+//! Not here: decisions. Who may do what, and when, is the daemon's.
+
+pub mod agent;
+pub mod api;
+pub mod cmdline;
+pub mod disk;
+pub mod machine;
+pub mod time;

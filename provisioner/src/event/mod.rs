@@ -1,0 +1,294 @@
+//! What happened: recorded by everybody, stored in order, broadcast to whoever watches.
+//!
+//! Owns: the [`Event`] type, the [`Recorder`] that protocol servers hold, and the writer task
+//! that stores events in batches. The boot recorder (a run's timeline) and the facts that the
+//! workflow engine looks at (`sightings`) are these same events.
+//!
+//! Invariants: recording never blocks a protocol server. Events are stored in the order they
+//! were recorded, hash-chained. Nothing secret is ever in an event.
+//!
+//! Not here: decisions. An event says what was seen, not what follows from it.
+
+use std::sync::Arc;
+
+use anneal_protocol::time::Millis;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now;
+use crate::store::{EventRow, Store};
+
+/// Kinds of events, the stable words of the API. Protocol servers use these constants.
+pub mod kind {
+    /// A DHCP message came in or went out; `data.message`, `data.stage`, `data.address`.
+    pub const DHCP: &str = "dhcp.message";
+    /// A DHCPACK went out: the machine has its address.
+    pub const DHCP_ACK: &str = "dhcp.ack";
+    /// A client we do not know asked; counted, not answered.
+    pub const DHCP_IGNORED: &str = "dhcp.ignored";
+    /// A TFTP transfer ended; `data.file`, `data.bytes`, `data.duration_ms`.
+    pub const TFTP: &str = "tftp.transfer";
+    /// An HTTP boot file was sent; `data.file`, `data.bytes`, `data.duration_ms`.
+    pub const HTTP: &str = "http.transfer";
+    /// A boot script was rendered; `data.target` is `agent` or `disk`.
+    pub const BOOT_SCRIPT: &str = "boot.script";
+    /// The agent redeemed its boot token.
+    pub const AGENT_ENROLLED: &str = "agent.enrolled";
+    /// The agent asked for its first order in this boot; `data.boot_id`.
+    pub const AGENT_HELLO: &str = "agent.hello";
+    /// A line from the agent's log.
+    pub const AGENT_LOG: &str = "agent.log";
+    /// How far a step is; broadcast only, never stored.
+    pub const STEP_PROGRESS: &str = "step.progress";
+    /// The installed system called home; `data` is the node's report.
+    pub const PHONE_HOME: &str = "node.phone-home";
+    /// Power was switched; `data.action`.
+    pub const POWER: &str = "bmc.power";
+    /// The boot device was set; `data.device`.
+    pub const BOOT_DEVICE: &str = "bmc.boot-device";
+    /// Somebody used a token that they should not have.
+    pub const TOKEN_ALARM: &str = "token.alarm";
+    /// A run was created, or changed its state: `run.` + state.
+    pub const RUN_PREFIX: &str = "run.";
+    /// A step changed its state: `step.` + state.
+    pub const STEP_PREFIX: &str = "step.";
+    /// Inventory changed: `machine.applied`, `machine.removed`.
+    pub const MACHINE_PREFIX: &str = "machine.";
+}
+
+/// Something that happened. `message` is one sentence for people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Dotted word, see [`kind`].
+    pub kind: String,
+    /// Machine it is about.
+    pub machine: Option<String>,
+    /// Run it is about.
+    pub run: Option<String>,
+    /// One sentence.
+    pub message: String,
+    /// Details, without secrets.
+    pub data: serde_json::Value,
+}
+
+impl Event {
+    /// An event about nothing in particular; narrow it with the other methods.
+    #[must_use]
+    pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            kind: kind.into(),
+            machine: None,
+            run: None,
+            message: message.into(),
+            data: serde_json::Value::Null,
+        }
+    }
+
+    /// About this machine.
+    #[must_use]
+    pub fn machine(mut self, machine: impl Into<String>) -> Self {
+        self.machine = Some(machine.into());
+        self
+    }
+
+    /// About this run.
+    #[must_use]
+    pub fn run(mut self, run: impl Into<String>) -> Self {
+        self.run = Some(run.into());
+        self
+    }
+
+    /// With these details.
+    #[must_use]
+    pub fn data(mut self, data: serde_json::Value) -> Self {
+        self.data = data;
+        self
+    }
+}
+
+enum Entry {
+    Event(Millis, Event),
+    Flush(oneshot::Sender<()>),
+}
+
+/// How many events may wait for the disk before new ones are dropped (and counted).
+const BACKLOG: usize = 16_384;
+/// How many events a slow watcher may fall behind before it has to read the store again.
+const WATCH_BACKLOG: usize = 1_024;
+
+/// Records events; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    sender: mpsc::Sender<Entry>,
+    watchers: broadcast::Sender<Arc<EventRow>>,
+    stored: Arc<Notify>,
+    dropped: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// Stores what a [`Recorder`] records; run it as a task.
+#[derive(Debug)]
+pub struct Writer {
+    receiver: mpsc::Receiver<Entry>,
+    watchers: broadcast::Sender<Arc<EventRow>>,
+    stored: Arc<Notify>,
+    store: Store,
+}
+
+/// Makes a recorder and the writer that must run for it.
+#[must_use]
+pub fn channel(store: Store) -> (Recorder, Writer) {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let (watchers, _) = broadcast::channel(WATCH_BACKLOG);
+    let stored = Arc::new(Notify::new());
+    let recorder = Recorder {
+        sender,
+        watchers: watchers.clone(),
+        stored: stored.clone(),
+        dropped: Arc::default(),
+    };
+    (
+        recorder,
+        Writer {
+            receiver,
+            watchers,
+            stored,
+            store,
+        },
+    )
+}
+
+impl Recorder {
+    /// Records an event without waiting. When the disk cannot keep up, it is dropped and counted.
+    pub fn record(&self, event: Event) {
+        if self.sender.try_send(Entry::Event(now(), event)).is_err() {
+            self.dropped
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Records an event and waits until it is stored: for facts that must not be lost, such as
+    /// a phone-home, before they are acknowledged.
+    pub async fn record_durably(&self, event: Event) {
+        let (done, wait) = oneshot::channel();
+        if self.sender.send(Entry::Event(now(), event)).await.is_ok()
+            && self.sender.send(Entry::Flush(done)).await.is_ok()
+        {
+            // An error means that the writer stopped, which stops the process.
+            let _ = wait.await;
+        }
+    }
+
+    /// Shows an event to watchers without storing it (progress).
+    pub fn show(&self, event: Event) {
+        // No watcher is not an error.
+        let _ = self.watchers.send(Arc::new(EventRow {
+            id: 0,
+            at: now(),
+            event,
+        }));
+    }
+
+    /// Stored events from now on; `id` 0 marks events that are shown but not stored.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<Arc<EventRow>> {
+        self.watchers.subscribe()
+    }
+
+    /// Wakes whoever waits on it after events were stored: "look again".
+    #[must_use]
+    pub fn stored(&self) -> Arc<Notify> {
+        self.stored.clone()
+    }
+
+    /// Events lost because the disk could not keep up.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Writer {
+    /// Stores events until `stop`, then what is still waiting, then returns.
+    ///
+    /// # Errors
+    /// When the database fails: the daemon must not go on without its record.
+    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        const BATCH: usize = 256;
+        let mut entries = Vec::with_capacity(BATCH);
+        loop {
+            let received = tokio::select! {
+                n = self.receiver.recv_many(&mut entries, BATCH) => n,
+                () = stop.cancelled() => {
+                    self.receiver.close();
+                    self.receiver.recv_many(&mut entries, BATCH).await
+                }
+            };
+            if received == 0 {
+                return Ok(());
+            }
+            self.store_batch(&mut entries).await?;
+        }
+    }
+
+    async fn store_batch(&self, entries: &mut Vec<Entry>) -> anyhow::Result<()> {
+        let mut events = Vec::new();
+        let mut flushes = Vec::new();
+        for entry in entries.drain(..) {
+            match entry {
+                Entry::Event(at, event) => events.push((at, event)),
+                Entry::Flush(done) => flushes.push(done),
+            }
+        }
+        for row in self.store.append_events(&events).await? {
+            tracing::debug!(
+                kind = row.event.kind,
+                machine = row.event.machine,
+                run = row.event.run,
+                message = row.event.message,
+                "event"
+            );
+            let _ = self.watchers.send(Arc::new(row));
+        }
+        self.stored.notify_waiters();
+        for done in flushes {
+            let _ = done.send(());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn stores_in_order_and_chains() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).await.unwrap();
+        let (recorder, writer) = channel(store.clone());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(writer.run(stop.clone()));
+        for n in 0..600 {
+            recorder.record(Event::new("test.n", n.to_string()).machine("r1n1"));
+        }
+        recorder
+            .record_durably(Event::new("test.last", "last").machine("r1n1"))
+            .await;
+        let rows = store
+            .events_after(0, 1000, Some("r1n1"), None)
+            .await
+            .unwrap();
+        assert_eq!(rows.len(), 601);
+        assert!(rows.windows(2).all(|pair| pair[0].id < pair[1].id));
+        assert_eq!(store.broken_event_chain().await.unwrap(), None);
+        let sightings = store.sightings("r1n1").await.unwrap();
+        assert_eq!(sightings.len(), 2);
+        sqlx::query("UPDATE events SET message = 'forged' WHERE id = 300")
+            .execute(&store.writer)
+            .await
+            .unwrap();
+        assert_eq!(store.broken_event_chain().await.unwrap(), Some(300));
+        stop.cancel();
+        task.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,6 @@
+//! HTTP: the plain boot listener and the TLS listener for operators, agents and nodes.
+//!
+//! Handlers record facts and intents; they decide nothing.
+
+pub mod boot;
+pub mod files;

@@ -1,0 +1,18 @@
+//! The daemon and the operator's CLI. `ARCHITECTURE.md` has the map and the invariants.
+
+pub mod bmc;
+pub mod boot;
+pub mod cli;
+pub mod clock;
+pub mod dhcp;
+pub mod event;
+pub mod http;
+pub mod image;
+pub mod machine;
+pub mod render;
+pub mod settings;
+pub mod store;
+pub mod tftp;
+pub mod token;
+pub mod workflow;
+pub mod yaml;

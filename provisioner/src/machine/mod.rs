@@ -1,0 +1,141 @@
+//! The inventory: what a machine is, as its owner described it.
+//!
+//! Owns: the [`Machine`] record, and the snapshot of it that protocol servers look at.
+//!
+//! Not here: what a machine is doing (that is a run, see `workflow`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, RwLock};
+
+use anneal_protocol::disk::{DiskHints, DiskSelector, ProtectedDisk};
+use anneal_protocol::machine::Mac;
+use serde::{Deserialize, Serialize};
+
+/// A machine as described in the inventory. Stored as JSON; see `machine/file.rs` for the YAML.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Unique name: lower-case letters, digits and `-`, a valid DNS label.
+    pub name: String,
+    /// Rack, the failure domain.
+    pub rack: Option<String>,
+    /// Role.
+    pub role: Option<String>,
+    /// Network cards, at least one; exactly one boots.
+    pub nics: Vec<Nic>,
+    /// BMC; none means that a person works the power button.
+    pub bmc: Option<Bmc>,
+    /// Which disk to install to.
+    pub disk: DiskHints,
+    /// Disks that must never be written.
+    pub protected_disks: Vec<ProtectedDisk>,
+    /// Image, `name@version`.
+    pub image: Option<String>,
+    /// Workflow; `install-image` when absent.
+    pub workflow: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A network card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Ethernet address.
+    pub mac: Mac,
+    /// Address to give it.
+    pub address: Option<Cidr>,
+    /// The machine boots over this card.
+    pub boot: bool,
+}
+
+/// An IPv4 address with its prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Cidr {
+    /// Address of the host.
+    pub ip: Ipv4Addr,
+    /// Prefix length, 0 to 32.
+    pub prefix: u8,
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+/// How to reach a machine's BMC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bmc {
+    /// `redfish+https://host[:port][/redfish/v1/Systems/ID]` or `redfish+http://…`.
+    pub url: String,
+    /// User name.
+    pub username: String,
+    /// File that holds the password: it is read when needed and never stored by us.
+    pub password_file: std::path::PathBuf,
+    /// SHA-256 (hex) of the BMC's certificate; absent with https means: it must chain to a
+    /// system CA.
+    pub tls_sha256: Option<String>,
+}
+
+impl Machine {
+    /// The card it boots over.
+    #[must_use]
+    pub fn boot_nic(&self) -> Option<&Nic> {
+        self.nics
+            .iter()
+            .find(|nic| nic.boot)
+            .or_else(|| self.nics.first())
+    }
+
+    /// Which disk steps may write to.
+    #[must_use]
+    pub fn disk_selector(&self) -> DiskSelector {
+        DiskSelector {
+            hints: self.disk.clone(),
+            protected: self.protected_disks.clone(),
+        }
+    }
+}
+
+/// What protocol servers know of the inventory: who owns a MAC, and which address it gets.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// By hardware address.
+    pub by_mac: HashMap<Mac, Reservation>,
+}
+
+/// One reserved card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    /// Machine that owns the card.
+    pub machine: String,
+    /// Address to give it; none means: from the pool.
+    pub address: Option<Cidr>,
+    /// The machine boots over it.
+    pub boot: bool,
+}
+
+/// The current [`Snapshot`]; replaced as a whole when the inventory changes.
+#[derive(Debug, Clone, Default)]
+pub struct Directory {
+    current: Arc<RwLock<Arc<Snapshot>>>,
+}
+
+impl Directory {
+    /// The inventory as it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Replaces it.
+    pub fn replace(&self, snapshot: Snapshot) {
+        *self
+            .current
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(snapshot);
+    }
+}

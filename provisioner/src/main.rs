@@ -1,0 +1,3 @@
+//! `anneal`: the daemon and the operator's CLI in one binary.
+
+fn main() {}
