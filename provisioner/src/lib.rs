@@ -9,6 +9,7 @@ pub mod event;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod pki;
 pub mod render;
 pub mod settings;
 pub mod store;

@@ -4,3 +4,5 @@
 
 pub mod boot;
 pub mod files;
+pub mod listener;
+pub mod problem;
