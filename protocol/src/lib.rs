@@ -1,8 +1,8 @@
 //! What the daemon, the agent and the CLI say to each other.
 //!
 //! Owns: the messages of the agent protocol ([`agent`]), the kernel command line handed to the
-//! agent ([`cmdline`]), the operator's HTTP API ([`api`]) and the words they share ([`machine`],
-//! [`disk`], [`time`]).
+//! agent ([`cmdline`]), the operator's HTTP API ([`api`]), DHCP on the wire ([`dhcpv4`]) and the
+//! words they share ([`machine`], [`disk`], [`time`]).
 //!
 //! Invariants: types only. Nothing here reads a socket, a file or a clock, and no type depends on
 //! how it is stored.
@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod api;
 pub mod cmdline;
+pub mod dhcpv4;
 pub mod disk;
 pub mod machine;
 pub mod time;
