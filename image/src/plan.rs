@@ -1,0 +1,165 @@
+//! In which order an image goes to a disk, so that no half of it is ever bootable.
+//!
+//! Firmware looks at the first sectors (MBR, GPT) and, when they are damaged, at the backup GPT
+//! at the end of the disk (UEFI 2.10, section 5.3.2). So what an earlier system left there is
+//! cleared before anything else, and what the image has there is written after everything else.
+
+use std::ops::Range;
+
+use crate::manifest::Manifest;
+
+/// How much of the end of a disk is cleared: the backup GPT (33 sectors, of up to 4096 bytes)
+/// and the metadata that RAID formats keep there.
+const END_OF_DISK: u64 = 1024 * 1024;
+
+/// The disk is smaller than the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("disk has {disk} bytes, the image needs {image}")]
+pub struct DiskTooSmall {
+    /// Size of the disk.
+    pub disk: u64,
+    /// Size of the image.
+    pub image: u64,
+}
+
+/// What to do to a disk, in four phases, each flushed before the next begins:
+/// `clear`, then `zeroes` and `runs` in any order, then each of `last` in order, each flushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WritePlan {
+    /// Ranges of the disk to overwrite with zeros first: what an earlier system boots from.
+    pub clear: Vec<Range<u64>>,
+    /// Ranges of the disk that the image wants zero, merged.
+    pub zeroes: Vec<Range<u64>>,
+    /// Consecutive frames with data, in the order of the disk; frames of `last` are not in it.
+    pub runs: Vec<Range<usize>>,
+    /// Frames that are held back: the disk's last slice, then its first that is not zero.
+    pub last: Vec<usize>,
+}
+
+impl WritePlan {
+    /// Plans the write of an image to a disk of `disk_size` bytes.
+    ///
+    /// # Errors
+    /// When the disk is too small.
+    pub fn new(manifest: &Manifest, disk_size: u64) -> Result<Self, DiskTooSmall> {
+        if disk_size < manifest.size() {
+            return Err(DiskTooSmall {
+                disk: disk_size,
+                image: manifest.size(),
+            });
+        }
+        let frames = manifest.frames();
+        let head = frames.iter().position(|frame| !frame.is_zero());
+        let tail = frames
+            .iter()
+            .rposition(|frame| !frame.is_zero())
+            .filter(|&index| index + 1 == frames.len() && Some(index) != head);
+        let last: Vec<usize> = tail.into_iter().chain(head).collect();
+
+        let begin = 0..manifest.raw_range(head.unwrap_or(0)).end;
+        let end = disk_size.saturating_sub(END_OF_DISK).max(begin.end)..disk_size;
+        let clear = [begin, end]
+            .into_iter()
+            .filter(|range| !range.is_empty())
+            .collect();
+
+        let mut zeroes: Vec<Range<u64>> = Vec::new();
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (index, frame) in frames.iter().enumerate() {
+            if frame.is_zero() {
+                let raw = manifest.raw_range(index);
+                match zeroes.last_mut() {
+                    Some(range) if range.end == raw.start => range.end = raw.end,
+                    _ => zeroes.push(raw),
+                }
+            } else if !last.contains(&index) {
+                match runs.last_mut() {
+                    Some(run) if run.end == index => run.end = index + 1,
+                    _ => runs.push(index..index + 1),
+                }
+            }
+        }
+        Ok(Self {
+            clear,
+            zeroes,
+            runs,
+            last,
+        })
+    }
+
+    /// Bytes of `data.zst` that have to be fetched.
+    #[must_use]
+    pub fn transfer_size(&self, manifest: &Manifest) -> u64 {
+        self.frames()
+            .map(|index| u64::from(manifest.frames()[index].length))
+            .sum()
+    }
+
+    /// Bytes of frames that have to be written (zeroes not counted).
+    #[must_use]
+    pub fn write_size(&self, manifest: &Manifest) -> u64 {
+        self.frames()
+            .map(|index| manifest.raw_length(index) as u64)
+            .sum()
+    }
+
+    /// Every frame with data, in the order in which it is written.
+    pub fn frames(&self) -> impl Iterator<Item = usize> + '_ {
+        let runs = self.runs.iter().cloned().flatten();
+        runs.chain(self.last.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Frame, MIN_FRAME_SIZE};
+
+    const F: u64 = MIN_FRAME_SIZE as u64;
+
+    /// `d` is a frame with data, `0` one without.
+    fn manifest(shape: &str) -> Manifest {
+        let frames = shape
+            .bytes()
+            .enumerate()
+            .map(|(index, kind)| Frame {
+                offset: index as u64 * 10,
+                length: 10,
+                digest: (kind == b'd').then_some([index as u8; 32]),
+            })
+            .collect();
+        let size = shape.len() as u64 * F;
+        Manifest::new("test".into(), size, MIN_FRAME_SIZE, [0; 32], frames).unwrap()
+    }
+
+    #[test]
+    fn holds_back_first_and_last_frame() {
+        let plan = WritePlan::new(&manifest("ddd00d0dd"), 100 * F).unwrap();
+        assert_eq!(plan.runs, [1..3, 5..6, 7..8]);
+        assert_eq!(plan.last, [8, 0]);
+        assert_eq!(plan.zeroes, [3 * F..5 * F, 6 * F..7 * F]);
+        assert_eq!(plan.clear, [0..F, 100 * F - END_OF_DISK..100 * F]);
+        assert_eq!(plan.frames().collect::<Vec<_>>(), [1, 2, 5, 7, 8, 0]);
+        assert_eq!(plan.transfer_size(&manifest("ddd00d0dd")), 60);
+        assert_eq!(plan.write_size(&manifest("ddd00d0dd")), 6 * F);
+    }
+
+    #[test]
+    fn edges() {
+        let plan = WritePlan::new(&manifest("00d00"), 5 * F).unwrap();
+        assert_eq!((plan.last, plan.runs), (vec![2], vec![]));
+        assert_eq!(plan.clear, [0..3 * F, 3 * F..5 * F]);
+        let plan = WritePlan::new(&manifest("d"), F).unwrap();
+        assert_eq!((plan.last, plan.clear.len()), (vec![0], 1));
+        let plan = WritePlan::new(&manifest("00"), 2 * F).unwrap();
+        assert_eq!((plan.last.len(), plan.zeroes.len()), (0, 1));
+        assert_eq!(plan.zeroes[0], 0..2 * F);
+        assert_eq!(
+            WritePlan::new(&manifest("dd"), 2 * F - 1),
+            Err(DiskTooSmall {
+                disk: 2 * F - 1,
+                image: 2 * F
+            })
+        );
+    }
+}
