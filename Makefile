@@ -1,0 +1,64 @@
+# `make help` lists the targets. Everything that is fetched or made lands in .cache/ and target/.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The virtual rack and the image builder need root.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+NETBOOT := .cache/netboot
+IMAGE := .cache/debian.raw
+RACK := target/debug/virtual-rack
+
+.PHONY: help setup build netboot image demo lab lab-down test check \
+  test-workspace test-agent test-scenarios check-format check-lints check-agent check-deny
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (Debian 12+, Ubuntu); says what and why
+	@scripts/setup.sh
+
+build: setup ## build the daemon, the CLI and the virtual rack
+	@cargo build --quiet -p anneal -p anneal-tests --bins
+
+netboot: setup ## boot files, kernel and the agent's initramfs, in .cache/netboot
+	@ipxe/fetch.sh $(NETBOOT)
+	@ipxe/initramfs.sh $(NETBOOT)
+
+image: setup ## a sealed Debian image, .cache/debian.raw
+	@$(SUDO) tests/e2e/image/build.sh $(IMAGE)
+
+demo: build netboot image ## three machines from power-on to phone-home, then one again by curl
+	@$(SUDO) $(RACK) demo
+
+lab: build netboot image ## the same rack, left running to play with
+	@$(SUDO) $(RACK) lab
+
+lab-down: ## remove the rack that `make lab` left
+	@$(SUDO) $(RACK) lab-down
+
+test: test-workspace test-agent test-scenarios ## every test: unit, protocol, scenarios on virtual machines
+
+test-workspace: setup
+	cargo test --no-fail-fast --workspace --exclude anneal-agent --exclude anneal-tests
+
+# Its own cargo run: the agent and the daemon must not share a TLS provider.
+test-agent: setup
+	cargo test --no-fail-fast -p anneal-agent
+
+test-scenarios: build netboot
+	$(SUDO) env "PATH=$$PATH" cargo test --no-fail-fast -p anneal-tests
+
+check: check-format check-lints check-agent check-deny ## formatting, lints, licences and advisories
+
+check-format: setup
+	cargo fmt --all --check
+
+check-lints: setup
+	cargo clippy --quiet --workspace --exclude anneal-agent --all-targets -- -D warnings
+
+check-agent: setup
+	cargo clippy --quiet -p anneal-agent --all-targets -- -D warnings
+
+check-deny: setup
+	deny=$$(scripts/cargo-deny.sh) && "$$deny" check
