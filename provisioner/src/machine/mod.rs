@@ -1,8 +1,15 @@
 //! The inventory: what a machine is, as its owner described it.
 //!
-//! Owns: the [`Machine`] record, and the snapshot of it that protocol servers look at.
+//! Owns: the [`Machine`] record, how it is written in files (`file`), how two of them differ
+//! (`apply`), and the snapshot of it that protocol servers look at.
 //!
 //! Not here: what a machine is doing (that is a run, see `workflow`).
+
+pub mod apply;
+pub mod check;
+pub mod file;
+mod view;
+mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;

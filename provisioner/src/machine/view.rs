@@ -1,0 +1,44 @@
+//! A stored machine as the API shows it. Pure; the BMC's password file stays out of it.
+
+use anneal_protocol::api::{BmcView, MachineView, Nic};
+
+use crate::clock::rfc3339;
+use crate::store::MachineRow;
+
+impl MachineRow {
+    /// What the API shows; `why` is the engine's sentence about what the machine waits for.
+    #[must_use]
+    pub fn view(self, why: String) -> MachineView {
+        let machine = self.machine;
+        MachineView {
+            name: machine.name,
+            rack: machine.rack,
+            role: machine.role,
+            state: self.state,
+            why,
+            nics: machine
+                .nics
+                .into_iter()
+                .map(|nic| Nic {
+                    mac: nic.mac,
+                    address: nic.address.map(|address| address.to_string()),
+                    boot: nic.boot,
+                })
+                .collect(),
+            bmc: machine.bmc.map(|bmc| BmcView {
+                url: bmc.url,
+                username: bmc.username,
+                tls_sha256: bmc.tls_sha256,
+            }),
+            disk: machine.disk,
+            protected_disks: machine.protected_disks,
+            image: machine.image,
+            workflow: machine.workflow,
+            labels: machine.labels,
+            run: self.active_run.or(self.last_run),
+            node: self.node,
+            inventory: self.inventory,
+            updated_at: rfc3339(self.updated_at),
+        }
+    }
+}
