@@ -1,15 +1,103 @@
 //! Daemon settings: file -> merged with the command line -> validated.
 //!
-//! Only [`Settings`], the validated form, leaves this module.
+//! Only [`Settings`], the validated form, leaves this module. `packaging/anneal.yaml` is the
+//! reference of the file; a test keeps it true.
+//!
+//! Not here: the flags' names and help (`cli::serve`), and opening sockets (`app`).
+
+pub mod duration;
+mod file;
+pub mod interface;
+mod merge;
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::machine::Cidr;
+use crate::yaml::YamlError;
+
+pub use merge::{Host, merge};
+
+/// Where the settings file is looked for when no flag names one.
+pub const DEFAULT_FILE: &str = "/etc/anneal/anneal.yaml";
+
+/// What the command line said; every value wins over the file's. Text is checked by [`merge`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--interface`
+    pub interface: Option<String>,
+    /// `--address`
+    pub address: Option<String>,
+    /// `--state-dir`
+    pub state_dir: Option<String>,
+    /// `--netboot-dir`
+    pub netboot_dir: Option<String>,
+    /// `--dhcp-pool`
+    pub dhcp_pool: Option<String>,
+    /// `--boot-port`
+    pub boot_port: Option<String>,
+    /// `--tls-port`
+    pub tls_port: Option<String>,
+    /// `--no-dhcp`
+    pub no_dhcp: bool,
+    /// `--no-tftp`
+    pub no_tftp: bool,
+    /// `--allow-foreign-dhcp`
+    pub allow_foreign_dhcp: bool,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file is not what it should be.
+    #[error(transparent)]
+    File(#[from] YamlError),
+    /// A value is wrong.
+    #[error("{from}: {message}")]
+    Invalid {
+        /// File with line and column, or flag.
+        from: String,
+        /// What is wrong and what was expected.
+        message: String,
+    },
+    /// No interface fits.
+    #[error("{0}")]
+    Interface(String),
+    /// Something of this host cannot be read.
+    #[error("cannot read {what}")]
+    Unreadable {
+        /// File, or fact of the host.
+        what: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Reads the settings of a daemon on this host. Without `file`, [`DEFAULT_FILE`] is read if it
+/// exists.
+///
+/// # Errors
+/// When the file cannot be read, or a value in it or in `flags` is wrong.
+pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, SettingsError> {
+    let unreadable = |what: &str| {
+        let what = what.to_owned();
+        move |source| SettingsError::Unreadable { what, source }
+    };
+    let host = Host::read().map_err(unreadable("this host's network interfaces"))?;
+    let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+    match std::fs::read_to_string(path) {
+        Ok(text) => merge(Some((&text, path)), flags, &host),
+        Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+            merge(None, flags, &host)
+        }
+        Err(error) => Err(unreadable(&path.to_string_lossy())(error)),
+    }
+}
 
 /// Everything the daemon was told, checked, with defaults filled in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where state lives: database, keys, images.
     pub state_dir: PathBuf,

@@ -1,0 +1,35 @@
+//! `anneal.yaml` exactly as people write it: every key optional, nothing checked.
+//!
+//! Values are text that remembers its place; `merge` turns them into settings.
+
+use serde::Deserialize;
+
+use crate::yaml::Spanned;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SettingsFile {
+    pub state_dir: Option<Spanned<String>>,
+    pub netboot_dir: Option<Spanned<String>>,
+    pub workflows_dir: Option<Spanned<String>>,
+    pub templates_dir: Option<Spanned<String>>,
+    pub interface: Option<Spanned<String>>,
+    pub address: Option<Spanned<String>>,
+    pub boot_port: Option<Spanned<String>>,
+    pub tls_port: Option<Spanned<String>>,
+    pub dhcp: Option<DhcpFile>,
+    pub tftp: Option<bool>,
+    pub agent_silence: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DhcpFile {
+    pub enabled: Option<bool>,
+    pub pool: Option<Spanned<String>>,
+    pub serve_unknown: Option<Spanned<bool>>,
+    pub router: Option<Spanned<String>>,
+    pub dns: Vec<Spanned<String>>,
+    pub lease: Option<Spanned<String>>,
+    pub allow_foreign: Option<bool>,
+}
