@@ -60,11 +60,17 @@ fn outer(args: &[OsString]) -> anyhow::Result<ExitCode> {
         End::Exited(status) => {
             eprintln!("logs are in {}", work.join("logs").display());
             Ok(ExitCode::from(
-                status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+                status
+                    .code()
+                    .and_then(|code| u8::try_from(code).ok())
+                    .unwrap_or(1),
             ))
         }
         End::Interrupted | End::TimedOut => {
-            eprintln!("stopped ({end:?}); logs are in {}", work.join("logs").display());
+            eprintln!(
+                "stopped ({end:?}); logs are in {}",
+                work.join("logs").display()
+            );
             Ok(ExitCode::from(130))
         }
     }

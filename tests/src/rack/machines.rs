@@ -70,8 +70,8 @@ pub fn uuid_of(number: u8) -> String {
 /// A disk full of bytes that are no accident: a changed one shows in the digest.
 fn protected_disk(disks: &Path, machine: &str) -> anyhow::Result<Disk> {
     let file = disks.join(format!("{machine}-protected.raw"));
-    let mut out = std::fs::File::create(&file)
-        .with_context(|| format!("making {}", file.display()))?;
+    let mut out =
+        std::fs::File::create(&file).with_context(|| format!("making {}", file.display()))?;
     let mut block = Sha256::digest(PROTECTED_SERIAL);
     let mut bytes = Vec::with_capacity(PROTECTED_BYTES);
     while bytes.len() < PROTECTED_BYTES {

@@ -65,8 +65,7 @@ impl Paths {
     /// When it cannot be made.
     pub fn new_work(&self, kind: &str) -> anyhow::Result<PathBuf> {
         let parent = self.root.join(".cache").join(kind);
-        std::fs::create_dir_all(&parent)
-            .with_context(|| format!("making {}", parent.display()))?;
+        std::fs::create_dir_all(&parent).with_context(|| format!("making {}", parent.display()))?;
         for entry in std::fs::read_dir(&parent)? {
             let entry = entry?;
             let name = entry.file_name();

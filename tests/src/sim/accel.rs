@@ -52,7 +52,9 @@ pub fn detect(kernel: &Path) -> anyhow::Result<Accel> {
         return Ok(Accel::Tcg);
     }
     let mut child = tool::command("qemu-system-x86_64")?
-        .args(["-accel", "kvm", "-cpu", "host", "-m", "128", "-display", "none"])
+        .args([
+            "-accel", "kvm", "-cpu", "host", "-m", "128", "-display", "none",
+        ])
         .args(["-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel"])
         .arg(kernel)
         .args(["-append", "console=ttyS0 panic=-1"])

@@ -137,12 +137,13 @@ impl Machine {
             self.console.display()
         )?;
         if self.kind == Kind::UefiHttp {
-            // libvirt knows NVMe disks since 11.5 only. The boot index is the one after the NIC's.
+            // libvirt knows NVMe disks since 11.5 only. The boot index is the one after the NIC's, and
+            // the slot one that libvirt leaves alone.
             writeln!(
                 xml,
                 "<qemu:commandline>\n\
                  <qemu:arg value='-drive'/><qemu:arg value='file={},format=raw,if=none,id=nvm0,cache=unsafe,discard=unmap'/>\n\
-                 <qemu:arg value='-device'/><qemu:arg value='nvme,serial={},drive=nvm0,bootindex=2'/>\n\
+                 <qemu:arg value='-device'/><qemu:arg value='nvme,serial={},drive=nvm0,bootindex=2,bus=pcie.0,addr=0x10'/>\n\
                  </qemu:commandline>",
                 self.disk.file.display(),
                 self.disk.serial

@@ -84,6 +84,10 @@ impl Libvirtd {
 /// # Errors
 /// When it fails.
 pub fn virsh(args: &[&str]) -> anyhow::Result<String> {
-    let output = tool::run(tool::command("virsh")?.args(["--quiet", "--connect", URI]).args(args))?;
+    let output = tool::run(
+        tool::command("virsh")?
+            .args(["--quiet", "--connect", URI])
+            .args(args),
+    )?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -21,7 +21,15 @@ fn ip(args: &[&str]) -> anyhow::Result<()> {
 /// When it exists already or we are not root.
 pub fn make_bridge() -> anyhow::Result<()> {
     // A fixed address, or the bridge would take that of its lowest port, which changes.
-    ip(&["link", "add", BRIDGE, "address", "52:54:00:aa:00:fe", "type", "bridge"])?;
+    ip(&[
+        "link",
+        "add",
+        BRIDGE,
+        "address",
+        "52:54:00:aa:00:fe",
+        "type",
+        "bridge",
+    ])?;
     ip(&["address", "add", &format!("{DAEMON}/24"), "dev", BRIDGE])?;
     ip(&["address", "add", &format!("{BMC}/24"), "dev", BRIDGE])?;
     ip(&["link", "set", BRIDGE, "up"])
@@ -68,8 +76,18 @@ pub fn mend(machine: &str) -> anyhow::Result<()> {
 pub fn limit_rate(machine: &str, mbit_per_second: u32) -> anyhow::Result<()> {
     let rate = format!("{mbit_per_second}mbit");
     tool::run(tool::command("tc")?.args([
-        "qdisc", "replace", "dev", &tap_of(machine), "root", "tbf", "rate", &rate, "burst",
-        "64kb", "latency", "100ms",
+        "qdisc",
+        "replace",
+        "dev",
+        &tap_of(machine),
+        "root",
+        "tbf",
+        "rate",
+        &rate,
+        "burst",
+        "64kb",
+        "latency",
+        "100ms",
     ]))
     .map(drop)
 }

@@ -53,12 +53,16 @@ impl Redfish {
         command.arg("--config").arg(&config);
         let mut process = Process::start("sushy-emulator", command, &logs.join("redfish.log"))?;
         let url = format!("http://{}:{PORT}/redfish/v1/Systems", net::BMC);
-        wait_for(Duration::from_secs(60), "the Redfish service to answer", || {
-            process.ensure_running()?;
-            let mut curl = tool::command("curl")?;
-            curl.args(["-sf", "--max-time", "10", &url]);
-            Ok(tool::run(&mut curl).ok())
-        })?;
+        wait_for(
+            Duration::from_secs(60),
+            "the Redfish service to answer",
+            || {
+                process.ensure_running()?;
+                let mut curl = tool::command("curl")?;
+                curl.args(["-sf", "--max-time", "10", &url]);
+                Ok(tool::run(&mut curl).ok())
+            },
+        )?;
         Ok(Self { process })
     }
 
