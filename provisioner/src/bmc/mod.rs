@@ -5,6 +5,10 @@
 //!
 //! Not here: Redfish (crate `anneal-bmc`), and when to switch what (`workflow`).
 
+mod pool;
+
+pub use pool::BmcPool;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
