@@ -36,11 +36,18 @@ CREATE INDEX machine_history_machine ON machine_history(machine, id);
 CREATE TABLE leases (
     mac         TEXT PRIMARY KEY,          -- one lease a network card, whatever its client ids
     address     TEXT NOT NULL UNIQUE,
-    state       TEXT NOT NULL,             -- offered | bound | declined | released
+    state       TEXT NOT NULL,             -- bound | released
     client_id   TEXT,                      -- last client id seen, hex
     hostname    TEXT,
     expires_at  INTEGER NOT NULL,
     updated_at  INTEGER NOT NULL
+) STRICT;
+
+-- Addresses that a client found in use on the wire (DHCPDECLINE).
+CREATE TABLE quarantined_addresses (
+    address  TEXT PRIMARY KEY,
+    mac      TEXT NOT NULL,                -- who declined it
+    until    INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE images (

@@ -1,1 +1,12 @@
-//! placeholder
+//! Machines with real firmware on a wire of their own, and what is tried on them.
+//!
+//! Owns: the simulator ([`sim`]: namespaces, network, virtual machines, Redfish service, daemon)
+//! and the virtual rack that `make demo` and `make lab` show ([`rack`]).
+//!
+//! Invariants: nothing outlives the process that started it, however that ends, and nothing of
+//! the host is touched: see [`sim::isolate`].
+//!
+//! Not here: tests of one part alone; those live in that part's package.
+
+pub mod rack;
+pub mod sim;

@@ -12,7 +12,7 @@ mod view;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, RwLock};
 
 use anneal_protocol::disk::{DiskHints, DiskSelector, ProtectedDisk};
@@ -109,6 +109,20 @@ impl Machine {
 pub struct Snapshot {
     /// By hardware address.
     pub by_mac: HashMap<Mac, Reservation>,
+}
+
+impl Snapshot {
+    /// The machine that has `address` reserved.
+    #[must_use]
+    pub fn machine_at(&self, address: IpAddr) -> Option<String> {
+        self.by_mac
+            .values()
+            .find(|nic| {
+                nic.address
+                    .is_some_and(|reserved| IpAddr::V4(reserved.ip) == address)
+            })
+            .map(|nic| nic.machine.clone())
+    }
 }
 
 /// One reserved card.

@@ -1,0 +1,112 @@
+//! Disks: finding them, choosing one, and everything that is done to it.
+
+pub mod device;
+pub mod files;
+pub mod partition;
+pub mod probe;
+pub mod safety;
+pub mod select;
+pub mod stream;
+pub mod wipe;
+pub mod write;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anneal_protocol::agent::{FailureCode, StepFailure};
+use anneal_protocol::disk::{DiskInfo, DiskSelector};
+
+use crate::cmdline::Options;
+use crate::init::modules;
+use crate::inventory::disks;
+
+/// Disks that are still spinning up may be late.
+const WAIT_FOR_DISK: Duration = Duration::from_secs(20);
+/// The list of disks must stay the same this long before anything is chosen from it.
+const QUIET: Duration = Duration::from_secs(2);
+const LONGEST_SETTLE: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// A disk and how to reach it.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// What is known about it.
+    pub info: DiskInfo,
+    /// Device node.
+    pub node: PathBuf,
+}
+
+/// Every disk of the machine, labels included.
+#[must_use]
+pub fn list(options: &Options) -> Vec<Found> {
+    disks::read(Path::new("/sys/block"), &options.allow_loop)
+        .into_iter()
+        .map(|mut info| {
+            let node = Path::new("/dev").join(&info.name);
+            info.labels = partition::labels(&node, info.sector_size);
+            Found { info, node }
+        })
+        .collect()
+}
+
+/// Waits until drivers are loaded and no more disks turn up: what appears later could make a
+/// unique match ambiguous.
+pub fn settle() {
+    let begin = Instant::now();
+    let names = || -> Vec<String> {
+        disks::read(Path::new("/sys/block"), &[])
+            .into_iter()
+            .map(|d| d.name)
+            .collect()
+    };
+    let (mut seen, mut since) = (names(), Instant::now());
+    while since.elapsed() < QUIET && begin.elapsed() < LONGEST_SETTLE {
+        std::thread::sleep(LOOK_AGAIN);
+        modules::coldplug();
+        let now = names();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
+}
+
+/// The one disk that a step may use.
+///
+/// # Errors
+/// See [`select::select`]; `NoDisk` only after waiting for late ones.
+pub fn choose(options: &Options, selector: &DiskSelector) -> Result<Found, StepFailure> {
+    let deadline = Instant::now() + WAIT_FOR_DISK;
+    loop {
+        let found = list(options);
+        let infos: Vec<DiskInfo> = found.iter().map(|d| d.info.clone()).collect();
+        let chosen = select::select(&infos, selector).map(|disk| disk.name.clone());
+        match chosen {
+            Err(failure)
+                if failure.code == FailureCode::NoDisk
+                    && options.pid1
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(LOOK_AGAIN);
+                modules::coldplug();
+            }
+            Err(failure) => return Err(failure),
+            Ok(name) => {
+                let chosen = found.into_iter().find(|d| d.info.name == name);
+                return chosen.ok_or_else(|| {
+                    crate::step::fail_for_now(
+                        FailureCode::NoDisk,
+                        format!("{name} has just disappeared"),
+                    )
+                });
+            }
+        }
+    }
+}
+
+/// A failure of the disk itself.
+pub(crate) fn io_failure(what: &str, node: &Path, error: &std::io::Error) -> StepFailure {
+    crate::step::fail_for_now(
+        FailureCode::DiskIo,
+        format!("cannot {what} {}: {error}", node.display()),
+    )
+}

@@ -1,0 +1,359 @@
+//! Partition tables (GPT and MBR) of one disk, and finding a partition on it.
+//!
+//! Reads the disk itself rather than asking the kernel by label: a label on another disk must
+//! never be taken for the one on this disk.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anneal_protocol::agent::{FailureCode, PartitionRef, StepFailure};
+
+use super::{Found, device, probe};
+use crate::step::fail;
+
+/// The kernel makes device nodes soon after it has read the table.
+const WAIT_FOR_NODE: Duration = Duration::from_secs(10);
+/// Most entries of a GPT that are looked at (the standard's minimum and everybody's maximum).
+const MAX_ENTRIES: u32 = 128;
+/// Longest chain of logical partitions followed.
+const MAX_LOGICAL: u32 = 64;
+
+/// One partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// From 1, as the kernel counts.
+    pub number: u32,
+    /// First byte on the disk.
+    pub start: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// GPT unique GUID, lower case.
+    pub uuid: Option<String>,
+    /// GPT name.
+    pub name: Option<String>,
+    /// What is on it.
+    pub file_system: Option<probe::FileSystem>,
+}
+
+/// Reads the table and looks into every partition.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub fn read(file: &File, sector: u32) -> io::Result<Vec<Partition>> {
+    let mut partitions = table(file, u64::from(sector))?;
+    for partition in &mut partitions {
+        partition.file_system = probe::file_system(&|offset, into| {
+            if offset + into.len() as u64 > partition.length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            file.read_exact_at(into, partition.start + offset)
+        });
+    }
+    Ok(partitions)
+}
+
+/// Labels and partition names on a disk; empty when it cannot be read.
+#[must_use]
+pub fn labels(node: &Path, sector: u32) -> Vec<String> {
+    let Ok(file) = File::open(node) else {
+        return Vec::new();
+    };
+    device::drop_cache(&file);
+    let whole = probe::file_system(&|offset, into| file.read_exact_at(into, offset));
+    let mut labels: Vec<String> = whole.into_iter().filter_map(|f| f.label).collect();
+    for partition in read(&file, sector).unwrap_or_default() {
+        labels.extend(partition.name);
+        labels.extend(partition.file_system.and_then(|f| f.label));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    labels.retain(|label| seen.insert(label.clone()));
+    labels
+}
+
+/// The partition that is meant. Pure.
+///
+/// # Errors
+/// `Partition` when none or several match: the message lists those there are.
+pub fn find<'a>(
+    partitions: &'a [Partition],
+    wanted: &PartitionRef,
+    disk: &str,
+) -> Result<&'a Partition, StepFailure> {
+    if *wanted == PartitionRef::default() {
+        return Err(fail(
+            FailureCode::BadOrder,
+            "the partition is given by neither label, uuid nor number",
+        ));
+    }
+    let found: Vec<&Partition> = partitions.iter().filter(|p| matches(p, wanted)).collect();
+    if let [one] = found[..] {
+        return Ok(one);
+    }
+    let count = if found.is_empty() {
+        "no"
+    } else {
+        "more than one"
+    };
+    let wanted = serde_json::to_string(wanted).unwrap_or_default();
+    let there: Vec<String> = partitions.iter().map(describe).collect();
+    Err(fail(
+        FailureCode::Partition,
+        format!(
+            "{disk} has {count} partition {wanted}; it has {}",
+            if there.is_empty() {
+                "none".to_owned()
+            } else {
+                there.join(", ")
+            }
+        ),
+    ))
+}
+
+fn matches(partition: &Partition, wanted: &PartitionRef) -> bool {
+    let label = partition
+        .file_system
+        .as_ref()
+        .and_then(|f| f.label.as_ref());
+    let by_label =
+        |wanted: &String| label == Some(wanted) || partition.name.as_ref() == Some(wanted);
+    let by_uuid = |wanted: &String| partition.uuid == Some(wanted.to_lowercase());
+    wanted.label.as_ref().is_none_or(by_label)
+        && wanted.uuid.as_ref().is_none_or(by_uuid)
+        && wanted
+            .number
+            .is_none_or(|number| partition.number == number)
+}
+
+fn describe(partition: &Partition) -> String {
+    let mut text = partition.number.to_string();
+    if let Some(name) = &partition.name {
+        text = format!("{text} named {name}");
+    }
+    if let Some(file_system) = &partition.file_system {
+        text = format!("{text} {}", file_system.kind);
+        if let Some(label) = &file_system.label {
+            text = format!("{text} labelled {label}");
+        }
+    }
+    text
+}
+
+/// The partition on a disk with its device node, which may take a moment to appear.
+///
+/// # Errors
+/// As [`find`], and when the kernel shows no such partition.
+pub fn locate(disk: &Found, wanted: &PartitionRef) -> Result<(Partition, PathBuf), StepFailure> {
+    let failed = |e: io::Error| super::io_failure("read", &disk.node, &e);
+    let file = File::open(&disk.node).map_err(failed)?;
+    device::drop_cache(&file);
+    let partitions = read(&file, disk.info.sector_size).map_err(failed)?;
+    let partition = find(&partitions, wanted, &disk.info.name)?;
+    let block = Path::new("/sys/block").join(&disk.info.name);
+    let deadline = Instant::now() + WAIT_FOR_NODE;
+    loop {
+        if let Some(node) = node(&block, partition.number).filter(|n| n.exists()) {
+            return Ok((partition.clone(), node));
+        }
+        if Instant::now() > deadline {
+            return Err(fail(
+                FailureCode::Partition,
+                format!(
+                    "the kernel shows no partition {} of {}",
+                    partition.number, disk.info.name
+                ),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn node(block: &Path, number: u32) -> Option<PathBuf> {
+    let entry = std::fs::read_dir(block).ok()?.flatten().find(|entry| {
+        std::fs::read_to_string(entry.path().join("partition"))
+            .is_ok_and(|text| text.trim() == number.to_string())
+    })?;
+    Some(Path::new("/dev").join(entry.file_name()))
+}
+
+fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
+    let mut mbr = [0; 512];
+    file.read_exact_at(&mut mbr, 0)?;
+    if mbr[510..] != [0x55, 0xaa] {
+        return Ok(Vec::new());
+    }
+    // UEFI 2.10, 5.2.3: a protective MBR has a partition of type 0xee.
+    let protective = (0..4).any(|i| mbr[446 + 16 * i + 4] == 0xee);
+    if protective {
+        let size = io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?;
+        let backup = (size / sector).saturating_sub(1);
+        let primary = gpt(file, sector, 1)?;
+        return Ok(match primary {
+            Some(partitions) => partitions,
+            None => gpt(file, sector, backup)?.unwrap_or_default(),
+        });
+    }
+    dos(file, sector, &mbr)
+}
+
+/// UEFI 2.10, 5.3.2 and 5.3.3. None when the header or the entries fail their checksums.
+fn gpt(file: &File, sector: u64, lba: u64) -> io::Result<Option<Vec<Partition>>> {
+    let mut header = vec![0; 512];
+    file.read_exact_at(&mut header, lba * sector)?;
+    let u32_at = |bytes: &[u8], o: usize| {
+        u32::from_le_bytes([bytes[o], bytes[o + 1], bytes[o + 2], bytes[o + 3]])
+    };
+    let u64_at = |bytes: &[u8], o: usize| {
+        u64::from(u32_at(bytes, o)) | u64::from(u32_at(bytes, o + 4)) << 32
+    };
+    let length = u32_at(&header, 12) as usize;
+    if !header.starts_with(b"EFI PART") || !(92..=512).contains(&length) {
+        return Ok(None);
+    }
+    let checksum = u32_at(&header, 16);
+    let (entries_at, count, size) = (
+        u64_at(&header, 72),
+        u32_at(&header, 80),
+        u32_at(&header, 84),
+    );
+    let entries_checksum = u32_at(&header, 88);
+    header[16..20].fill(0);
+    if crc32(&header[..length]) != checksum || !(128..=4096).contains(&size) || count > 4096 {
+        return Ok(None);
+    }
+    let mut entries = vec![0; count as usize * size as usize];
+    file.read_exact_at(&mut entries, entries_at.saturating_mul(sector))?;
+    if crc32(&entries) != entries_checksum {
+        return Ok(None);
+    }
+    let partitions = entries
+        .chunks_exact(size as usize)
+        .zip(1..=MAX_ENTRIES)
+        .filter(|(entry, _)| entry[..16] != [0; 16])
+        .map(|(entry, number)| {
+            let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+            Partition {
+                number,
+                start: first.saturating_mul(sector),
+                length: (last + 1).saturating_sub(first).saturating_mul(sector),
+                uuid: Some(guid(&entry[16..32])),
+                name: utf16(&entry[56..128]),
+                file_system: None,
+            }
+        });
+    Ok(Some(partitions.collect()))
+}
+
+/// The classic table: four entries, one of which may begin a chain of logical partitions.
+fn dos(file: &File, sector: u64, mbr: &[u8; 512]) -> io::Result<Vec<Partition>> {
+    let mut partitions = Vec::new();
+    let mut extended = None;
+    for (number, entry) in (1..).zip(entries(mbr)) {
+        match entry.kind {
+            0 => {}
+            0x05 | 0x0f | 0x85 => extended = Some(entry.start),
+            _ => partitions.push(entry.partition(number, 0, sector)),
+        }
+    }
+    let Some(first) = extended else {
+        return Ok(partitions);
+    };
+    // Each link: its own partition relative to itself, the next link relative to the first.
+    let mut link = first;
+    for number in 5..5 + MAX_LOGICAL {
+        let mut record = [0; 512];
+        if file.read_exact_at(&mut record, link * sector).is_err() || record[510..] != [0x55, 0xaa]
+        {
+            break;
+        }
+        let [own, next, ..] = entries(&record);
+        if own.kind != 0 {
+            partitions.push(own.partition(number, link, sector));
+        }
+        if next.kind == 0 {
+            break;
+        }
+        link = first + next.start;
+    }
+    Ok(partitions)
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    kind: u8,
+    start: u64,
+    sectors: u64,
+}
+
+impl Entry {
+    fn partition(self, number: u32, base: u64, sector: u64) -> Partition {
+        Partition {
+            number,
+            start: (base + self.start) * sector,
+            length: self.sectors * sector,
+            uuid: None,
+            name: None,
+            file_system: None,
+        }
+    }
+}
+
+fn entries(record: &[u8; 512]) -> [Entry; 4] {
+    std::array::from_fn(|i| {
+        let entry = &record[446 + 16 * i..462 + 16 * i];
+        let u32_at = |o: usize| {
+            u64::from(u32::from_le_bytes([
+                entry[o],
+                entry[o + 1],
+                entry[o + 2],
+                entry[o + 3],
+            ]))
+        };
+        Entry {
+            kind: entry[4],
+            start: u32_at(8),
+            sectors: u32_at(12),
+        }
+    })
+}
+
+/// The first three fields are little-endian (UEFI 2.10, appendix A).
+fn guid(b: &[u8]) -> String {
+    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    let text = hex::encode(order.map(|i| b[i]));
+    format!(
+        "{}-{}-{}-{}-{}",
+        &text[..8],
+        &text[8..12],
+        &text[12..16],
+        &text[16..20],
+        &text[20..]
+    )
+}
+
+fn utf16(bytes: &[u8]) -> Option<String> {
+    let units: Vec<u16> = bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+        .take_while(|&unit| unit != 0)
+        .collect();
+    Some(String::from_utf16_lossy(&units)).filter(|name| !name.is_empty())
+}
+
+/// CRC-32 as GPT uses it (ISO 3309, reflected, polynomial 0xedb88320).
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
+}
+
+#[cfg(test)]
+#[path = "partition_tests.rs"]
+mod tests;

@@ -1,0 +1,79 @@
+//! Whether KVM really runs guests here. An openable `/dev/kvm` proves nothing: nested
+//! virtualisation can fail at the first privileged instruction.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use super::tool;
+
+/// How machines are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// In hardware.
+    Kvm,
+    /// By software emulation.
+    Tcg,
+}
+
+impl Accel {
+    /// The `type` of a libvirt domain.
+    #[must_use]
+    pub fn domain_type(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "qemu",
+        }
+    }
+
+    /// The argument of QEMU's `-accel`.
+    #[must_use]
+    pub fn qemu(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// Starts `kernel` under KVM without anything to run and looks whether it comes as far as its
+/// panic. `ANNEAL_ACCEL=tcg` or `kvm` decides without a try.
+///
+/// # Errors
+/// When QEMU is missing or the variable says something else.
+pub fn detect(kernel: &Path) -> anyhow::Result<Accel> {
+    match std::env::var("ANNEAL_ACCEL").ok().as_deref() {
+        Some("kvm") => return Ok(Accel::Kvm),
+        Some("tcg") => return Ok(Accel::Tcg),
+        Some(other) => anyhow::bail!("ANNEAL_ACCEL is \"{other}\", expected tcg or kvm"),
+        None => {}
+    }
+    if !Path::new("/dev/kvm").exists() {
+        return Ok(Accel::Tcg);
+    }
+    let mut child = tool::command("qemu-system-x86_64")?
+        .args([
+            "-accel", "kvm", "-cpu", "host", "-m", "128", "-display", "none",
+        ])
+        .args(["-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel"])
+        .arg(kernel)
+        .args(["-append", "console=ttyS0 panic=-1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let begin = Instant::now();
+    while child.try_wait()?.is_none() {
+        if begin.elapsed() > Duration::from_secs(15) {
+            child.kill()?;
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let output = child.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(if text.contains("Kernel panic") {
+        Accel::Kvm
+    } else {
+        Accel::Tcg
+    })
+}
