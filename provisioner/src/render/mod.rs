@@ -1,1 +1,292 @@
-//! (being written)
+//! Templates -> text, for what is put onto machines and for the parameters of steps.
+//!
+//! Owns: the template engine's settings (strict undefined variables, no escaping by file name,
+//! bounded work), the filters, the built-in templates and the folder that overrides them.
+//!
+//! Invariants: rendering reads no file, clock or network: templates are loaded when the
+//! [`Renderer`] is made. An undefined variable is an error that names template and line. The
+//! phone-home token is in a rendered text only when the caller put it into the context.
+//!
+//! Not here: what is rendered when (`workflow`), and the templates themselves (`templates/`).
+
+mod context;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
+
+pub use context::{Context, ImageFacts, PhoneHome, REDACTED, known_variables};
+
+/// The built-in data folders, listed by `build.rs`.
+pub(crate) mod data {
+    include!(concat!(env!("OUT_DIR"), "/data.rs"));
+}
+
+/// How much work one rendering may be; a template of a few thousand lines needs less.
+const FUEL: u64 = 500_000;
+/// How deep `render` may call templates that call `render`.
+const MAX_DEPTH: usize = 8;
+/// Name of the variable that counts the depth.
+const DEPTH: &str = "_depth";
+
+/// Why a template has no text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {message}")]
+pub struct RenderError {
+    /// Template, or the place of the text that was rendered.
+    pub file: String,
+    /// Line in it, from 1; 0 when unknown.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl RenderError {
+    fn from_engine(error: &Error, file: &str) -> Self {
+        let mut message = match error.detail() {
+            Some(detail) => format!("{}: {detail}", error.kind()),
+            None => error.kind().to_string(),
+        };
+        if error.kind() == ErrorKind::OutOfFuel {
+            message = "the template does too much work: does a loop end?".to_owned();
+        }
+        Self {
+            file: error.name().unwrap_or(file).to_owned(),
+            line: error.line().unwrap_or(0),
+            message,
+        }
+    }
+}
+
+/// Renders templates; made once, shared.
+#[derive(Debug)]
+pub struct Renderer {
+    environment: Environment<'static>,
+    names: Vec<String>,
+}
+
+impl Renderer {
+    /// With the built-in templates, and those of `templates_dir` which replace built-in ones of
+    /// the same name. A name is the path in the folder, without `.j2`: `debian/user-data`.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or a template has a syntax error.
+    pub fn new(templates_dir: Option<PathBuf>) -> Result<Self, RenderError> {
+        let mut sources: BTreeMap<String, String> = data::TEMPLATES
+            .iter()
+            .map(|(name, text)| (template_name(name), (*text).to_owned()))
+            .collect();
+        if let Some(dir) = templates_dir {
+            read_folder(&dir, &dir, &mut sources)?;
+        }
+        Self::from_sources(sources)
+    }
+
+    /// With exactly these templates.
+    pub(crate) fn from_sources(sources: BTreeMap<String, String>) -> Result<Self, RenderError> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        let mut syntax = SyntaxConfig::builder();
+        syntax.keep_trailing_newline(true);
+        environment.set_syntax(
+            syntax
+                .build()
+                .map_err(|e| RenderError::from_engine(&e, ""))?,
+        );
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(true);
+        environment.add_filter("shquote", shquote);
+        environment.add_filter("b64", b64);
+        environment.add_filter("toyaml", to_yaml);
+        environment.add_function("render", render_other);
+        let names = sources.keys().cloned().collect();
+        for (name, text) in sources {
+            environment
+                .add_template_owned(name.clone(), text)
+                .map_err(|e| RenderError::from_engine(&e, &name))?;
+        }
+        Ok(Self { environment, names })
+    }
+
+    /// Names of all templates, sorted.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Renders a template by its name.
+    ///
+    /// # Errors
+    /// When there is no such template, a variable is undefined, or it does too much work.
+    pub fn render(&self, template: &str, context: &Context) -> Result<String, RenderError> {
+        self.environment
+            .get_template(template)
+            .and_then(|found| found.render(context.value()))
+            .map_err(|e| RenderError::from_engine(&e, template))
+    }
+
+    /// Renders a text that is not a file; `file` names it in errors. A text that is one
+    /// expression (`{{ machine.disk }}`) gives that expression's value, whatever its type.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn evaluate(
+        &self,
+        text: &str,
+        file: &str,
+        context: &Context,
+    ) -> Result<serde_json::Value, RenderError> {
+        let fail = |e: &Error| RenderError::from_engine(e, file);
+        let Some(expression) = sole_expression(text) else {
+            return self
+                .environment
+                .render_named_str(file, text, context.value())
+                .map(serde_json::Value::String)
+                .map_err(|e| fail(&e));
+        };
+        let value = self
+            .environment
+            .compile_expression(expression)
+            .and_then(|compiled| compiled.eval(context.value()))
+            .map_err(|e| fail(&e))?;
+        if value.is_undefined() {
+            return Err(RenderError {
+                file: file.to_owned(),
+                line: 0,
+                message: format!("undefined value: `{expression}`"),
+            });
+        }
+        serde_json::to_value(&value).map_err(|e| RenderError {
+            file: file.to_owned(),
+            line: 0,
+            message: format!("`{expression}` has no plain value: {e}"),
+        })
+    }
+
+    /// Whether a condition holds, such as `machine.role == "worker"`.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn condition(
+        &self,
+        expression: &str,
+        file: &str,
+        context: &Context,
+    ) -> Result<bool, RenderError> {
+        self.environment
+            .compile_expression(expression)
+            .and_then(|compiled| compiled.eval(context.value()))
+            .map(|value| value.is_true())
+            .map_err(|e| RenderError::from_engine(&e, file))
+    }
+
+    /// Variables that a text uses and does not set, dotted: `machine.disk`.
+    ///
+    /// # Errors
+    /// When the text has a syntax error.
+    pub fn variables(&self, text: &str, file: &str) -> Result<Vec<String>, RenderError> {
+        let template = self
+            .environment
+            .template_from_named_str(file, text)
+            .map_err(|e| RenderError::from_engine(&e, file))?;
+        let mut found: Vec<String> = template.undeclared_variables(true).into_iter().collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// Variables that a condition uses, dotted.
+    ///
+    /// # Errors
+    /// When the condition has a syntax error.
+    pub fn condition_variables(
+        &self,
+        expression: &str,
+        file: &str,
+    ) -> Result<Vec<String>, RenderError> {
+        let compiled = self
+            .environment
+            .compile_expression(expression)
+            .map_err(|e| RenderError::from_engine(&e, file))?;
+        let mut found: Vec<String> = compiled.undeclared_variables(true).into_iter().collect();
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// The expression of a text that is nothing but `{{ expression }}`.
+fn sole_expression(text: &str) -> Option<&str> {
+    let inner = text.trim().strip_prefix("{{")?.strip_suffix("}}")?;
+    (!inner.contains("{{") && !inner.contains("}}") && !inner.contains("{%")).then(|| inner.trim())
+}
+
+fn template_name(path: &str) -> String {
+    path.strip_suffix(".j2").unwrap_or(path).to_owned()
+}
+
+fn read_folder(
+    root: &Path,
+    folder: &Path,
+    sources: &mut BTreeMap<String, String>,
+) -> Result<(), RenderError> {
+    let fail = |path: &Path, error: std::io::Error| RenderError {
+        file: path.display().to_string(),
+        line: 0,
+        message: format!("cannot be read: {error}"),
+    };
+    for entry in std::fs::read_dir(folder).map_err(|e| fail(folder, e))? {
+        let path = entry.map_err(|e| fail(folder, e))?.path();
+        if path.is_dir() {
+            read_folder(root, &path, sources)?;
+        } else if path.extension().is_none_or(|e| e != "md") {
+            let text = std::fs::read_to_string(&path).map_err(|e| fail(&path, e))?;
+            let name = path.strip_prefix(root).unwrap_or(&path).display();
+            sources.insert(template_name(&name.to_string()), text);
+        }
+    }
+    Ok(())
+}
+
+/// `render('debian/user-data')`: another template with the same variables.
+fn render_other(state: &State, name: &str) -> Result<String, Error> {
+    let depth = state
+        .lookup(DEPTH)
+        .and_then(|v| usize::try_from(v).ok())
+        .unwrap_or(0);
+    if depth >= MAX_DEPTH {
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("`render` calls itself more than {MAX_DEPTH} times"),
+        ));
+    }
+    let variables = context::ROOTS
+        .iter()
+        .filter_map(|root| Some(((*root).to_owned(), state.lookup(root)?)))
+        .chain([(DEPTH.to_owned(), Value::from(depth + 1))]);
+    let variables = Value::from_pairs(variables);
+    state.env().get_template(name)?.render(variables)
+}
+
+/// One word for a POSIX shell, whatever the text holds.
+fn shquote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Base64 with padding, one line.
+fn b64(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+/// YAML that every reader understands the same way.
+fn to_yaml(value: Value) -> Result<String, Error> {
+    crate::yaml::to_string(&value)
+        .map(|text| text.trim_end().to_owned())
+        .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -162,7 +162,7 @@ impl Store {
     }
 }
 
-fn event_row(row: &SqliteRow) -> EventRow {
+pub(super) fn event_row(row: &SqliteRow) -> EventRow {
     EventRow {
         id: row.get("id"),
         at: Millis(row.get("at")),

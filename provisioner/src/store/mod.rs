@@ -22,6 +22,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 pub use events::{EventRow, Sighting};
 pub use leases::{Lease, LeaseChange, LeaseState};
 pub use machines::{ApplyError, HistoryRow, MachineRow};
+pub use runs::MachineChange;
 
 /// Why a question to the store has no answer.
 #[derive(Debug, thiserror::Error)]

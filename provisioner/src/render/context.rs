@@ -1,0 +1,197 @@
+//! What templates can see: machine, image, run, server, phone-home.
+//!
+//! Fields that a machine does not have are absent, so that using one is an error rather than an
+//! empty text on somebody's disk.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use minijinja::value::{Enumerator, Object, Serde, Value};
+use serde::{Deserialize, Serialize};
+
+use crate::machine::Machine;
+
+/// Stands in for a secret in plans, digests and logs.
+pub const REDACTED: &str = "(redacted)";
+
+/// Names at the top of every context.
+pub(super) const ROOTS: &[&str] = &["machine", "image", "run", "server", "phone_home"];
+
+/// Every dotted variable that a template may use; a trailing `.*` means: anything below.
+#[must_use]
+pub fn known_variables() -> &'static [&'static str] {
+    &[
+        "machine",
+        "machine.name",
+        "machine.rack",
+        "machine.role",
+        "machine.mac",
+        "machine.address",
+        "machine.prefix",
+        "machine.nics.*",
+        "machine.disk.*",
+        "machine.labels.*",
+        "image",
+        "image.digest",
+        "image.id",
+        "image.name",
+        "image.version",
+        "image.os",
+        "image.size",
+        "image.sha256",
+        "run",
+        "run.id",
+        "server",
+        "server.url",
+        "server.ca_pem",
+        "phone_home",
+        "phone_home.url",
+        "phone_home.token",
+        "render",
+        "range",
+        "dict",
+        "namespace",
+    ]
+}
+
+/// What is known of the image that a run installs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// Digest of its canonical manifest.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// OS family, `debian`.
+    pub os: String,
+    /// Bytes of the raw disk.
+    pub size: u64,
+    /// SHA-256 of the raw disk, hex.
+    pub sha256: String,
+}
+
+/// How the installed system reports that it booted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PhoneHome {
+    /// Where to `POST` the report.
+    pub url: String,
+    /// The one-use token, or [`REDACTED`].
+    pub token: String,
+}
+
+/// The variables of one rendering.
+#[derive(Debug, Clone)]
+pub struct Context {
+    value: Value,
+    token_used: Arc<AtomicBool>,
+}
+
+impl Context {
+    /// Of a run for a machine. `server_url` is the daemon's TLS address for nodes.
+    #[must_use]
+    pub fn new(
+        machine: &Machine,
+        image: Option<&ImageFacts>,
+        run: &str,
+        server_url: &str,
+        ca_pem: &str,
+        phone_home: PhoneHome,
+    ) -> Self {
+        let token_used = Arc::new(AtomicBool::new(false));
+        let mut roots = vec![
+            ("machine", Value::from(Serde(machine_facts(machine)))),
+            ("run", Value::from(Serde(serde_json::json!({ "id": run })))),
+            (
+                "server",
+                Value::from(Serde(
+                    serde_json::json!({ "url": server_url, "ca_pem": ca_pem }),
+                )),
+            ),
+            (
+                "phone_home",
+                Value::from_object(TokenWatch {
+                    phone_home,
+                    used: token_used.clone(),
+                }),
+            ),
+        ];
+        if let Some(image) = image {
+            let mut facts = serde_json::json!(image);
+            facts["digest"] = image.id.clone().into();
+            roots.push(("image", Value::from(Serde(facts))));
+        }
+        Self {
+            value: Value::from_pairs(roots),
+            token_used,
+        }
+    }
+
+    pub(super) fn value(&self) -> Value {
+        self.value.clone()
+    }
+
+    /// Whether a rendering with this context put the phone-home token into its text.
+    #[must_use]
+    pub fn token_used(&self) -> bool {
+        self.token_used.load(Ordering::Relaxed)
+    }
+}
+
+fn machine_facts(machine: &Machine) -> serde_json::Value {
+    let nics: Vec<_> = machine
+        .nics
+        .iter()
+        .map(|nic| {
+            let mut facts = serde_json::json!({ "mac": nic.mac, "boot": nic.boot });
+            if let Some(address) = nic.address {
+                facts["address"] = address.ip.to_string().into();
+                facts["prefix"] = address.prefix.into();
+            }
+            facts
+        })
+        .collect();
+    let mut facts = serde_json::json!({
+        "name": machine.name,
+        "labels": machine.labels,
+        "nics": nics,
+        "disk": machine.disk_selector(),
+    });
+    for (key, value) in [("rack", &machine.rack), ("role", &machine.role)] {
+        if let Some(value) = value {
+            facts[key] = value.clone().into();
+        }
+    }
+    if let Some(nic) = machine.boot_nic() {
+        facts["mac"] = nic.mac.to_string().into();
+        if let Some(address) = nic.address {
+            facts["address"] = address.ip.to_string().into();
+            facts["prefix"] = address.prefix.into();
+        }
+    }
+    facts
+}
+
+/// The `phone_home` variable; remembers whether its token was looked at.
+#[derive(Debug)]
+struct TokenWatch {
+    phone_home: PhoneHome,
+    used: Arc<AtomicBool>,
+}
+
+impl Object for TokenWatch {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "url" => Some(Value::from(self.phone_home.url.as_str())),
+            "token" => {
+                self.used.store(true, Ordering::Relaxed);
+                Some(Value::from(self.phone_home.token.as_str()))
+            }
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["url", "token"])
+    }
+}

@@ -1,0 +1,294 @@
+//! What agents ask and tell: `next`, `report`, `result`.
+//!
+//! Every call may be repeated. The HTTP layer has checked the certificate: `machine` is who
+//! calls.
+
+use std::time::Duration;
+
+use anneal_protocol::agent::{
+    AgentAction, Next, NextRequest, Order, OrderId, Outcome, Report, ReportAck, StepResult,
+};
+use anneal_protocol::time::Millis;
+
+use super::driver::{Engine, EngineError, Heard, TRIES, lock, too_busy};
+use super::engine::{self, Change, ResultVerdict};
+use super::inputs::{self, Inputs};
+use super::run::{Presence, Snapshot};
+use crate::clock::now;
+use crate::event::{Event, kind};
+use crate::render::REDACTED;
+use crate::store::StoreError;
+
+/// Pause of an agent that has nothing to do.
+const WAIT_MS: u64 = 1_000;
+/// Longest log line that is kept, characters.
+const MAX_LINE: usize = 2_000;
+/// Most log lines of one report that are kept.
+const MAX_LINES: usize = 500;
+
+impl Engine {
+    /// What an agent does next. Returns at once; see [`Engine::next_or_wait`].
+    ///
+    /// # Errors
+    /// When the database fails or a token cannot be made; the agent asks again.
+    pub async fn next(&self, machine: &str, request: &NextRequest) -> Result<Next, EngineError> {
+        let Some(refusal) = self.greet(machine, request).await? else {
+            return self.order(request).await;
+        };
+        Ok(refusal)
+    }
+
+    /// [`Engine::next`], holding the call for up to `hold` while there is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Engine::next`].
+    pub async fn next_or_wait(
+        &self,
+        machine: &str,
+        request: &NextRequest,
+        hold: Duration,
+    ) -> Result<Next, EngineError> {
+        let end = tokio::time::Instant::now() + hold;
+        loop {
+            let changed = self.changed();
+            let changed = changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let next = self.next(machine, request).await?;
+            if !matches!(next, Next::Wait { .. }) || tokio::time::Instant::now() >= end {
+                return Ok(next);
+            }
+            // Looking again now and then keeps the agent from seeming silent while it waits.
+            let pause = end.min(tokio::time::Instant::now() + Duration::from_secs(5));
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(pause) => {}
+            }
+        }
+    }
+
+    /// Notes that an agent called. Some answer when there is no work for it, ever.
+    async fn greet(
+        &self,
+        machine: &str,
+        request: &NextRequest,
+    ) -> Result<Option<Next>, EngineError> {
+        let finished = |reason: String| Ok(Some(Next::Finished { reason }));
+        let store = &self.inner.deps.store;
+        let row = match store.run_row(&request.run).await {
+            Ok(row) if row.machine == machine => row,
+            Ok(_) => return finished("the run belongs to another machine".to_owned()),
+            Err(StoreError::NotFound(text)) => return finished(text),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(inventory) = &request.inventory {
+            store.store_inventory(machine, inventory).await?;
+        }
+        let boots = store.boots(&row.id).await?;
+        match boots.iter().position(|boot| boot.id == request.boot_id) {
+            Some(at) if at + 1 < boots.len() => {
+                return finished("the machine has started again since".to_owned());
+            }
+            Some(_) => {}
+            None if row.state.is_active() => {
+                self.inner
+                    .deps
+                    .recorder
+                    .record_durably(
+                        Event::new(kind::AGENT_HELLO, "the agent asks for work")
+                            .machine(machine)
+                            .run(&row.id)
+                            .data(serde_json::json!({ "boot_id": request.boot_id })),
+                    )
+                    .await;
+            }
+            None => {}
+        }
+        self.heard(&row.id, &request.boot_id, true);
+        if !row.state.is_active() {
+            let state = row.state.as_str();
+            return finished(format!("run {state} {}", row.reason).trim().to_owned());
+        }
+        Ok(None)
+    }
+
+    /// Notes when an agent was heard. An older boot does not speak for a newer one.
+    fn heard(&self, run: &str, boot_id: &str, asks: bool) {
+        let seen = now();
+        let mut agents = lock(&self.inner.agents);
+        let floor = self.inner.started_at;
+        let entry = agents.entry(run.to_owned()).or_insert_with(|| Heard {
+            boot_id: boot_id.to_owned(),
+            presence: Presence { seen, asked: floor },
+        });
+        if entry.boot_id != boot_id {
+            if !asks {
+                return;
+            }
+            boot_id.clone_into(&mut entry.boot_id);
+        }
+        entry.presence.seen = seen;
+        if asks {
+            entry.presence.asked = seen;
+        }
+    }
+
+    /// The order for the run's current step, if it is the agent's turn.
+    async fn order(&self, request: &NextRequest) -> Result<Next, EngineError> {
+        for _ in 0..TRIES {
+            let (s, _) = self.advance(&request.run).await?;
+            let Some(idx) = engine::order_ready(&s, &request.boot_id, now()) else {
+                return Ok(if s.run.state.is_active() {
+                    Next::Wait { after_ms: WAIT_MS }
+                } else {
+                    let reason = format!("run {}", s.run.state.as_str());
+                    Next::Finished { reason }
+                });
+            };
+            match self.hand_out(&s, idx, &request.boot_id) {
+                Ok(change) => {
+                    let again = s.steps[idx].boot_id.is_some();
+                    if again || self.commit(&s, &change).await? {
+                        return self.write_order(&s, idx).await;
+                    }
+                }
+                Err(change) => {
+                    self.commit(&s, &change).await?;
+                }
+            }
+        }
+        Err(too_busy(&request.run))
+    }
+
+    /// The change that gives a step to a boot of the agent, or the one that fails the step.
+    fn hand_out(&self, s: &Snapshot, idx: usize, boot_id: &str) -> Result<Change, Change> {
+        match self.inputs(s, idx, REDACTED) {
+            Ok((redacted, _)) => {
+                engine::dispatch(s, idx, boot_id, &inputs::digest(&redacted), now())
+            }
+            Err(error) => Err(engine::unusable(s, idx, &error.to_string(), now())),
+        }
+    }
+
+    /// Renders the order with its secrets, at the last moment.
+    async fn write_order(&self, s: &Snapshot, idx: usize) -> Result<Next, EngineError> {
+        let internal = |e: anyhow::Error| EngineError::Internal(e);
+        let render = |token: &str| {
+            self.inputs(s, idx, token)
+                .map_err(|e| internal(anyhow::Error::new(e)))
+        };
+        let (mut inputs, token_used) = render(REDACTED)?;
+        if token_used {
+            // Good as long as the run may take, and a little longer than the node needs.
+            let ttl = s.run.deadline.since(now()) + Duration::from_secs(300);
+            let tokens = &self.inner.deps.tokens;
+            let token = tokens.phone_home(&s.run.machine, &s.run.id, ttl).await;
+            (inputs, _) = render(&token.map_err(internal)?)?;
+        }
+        let Inputs::Agent(action) = inputs else {
+            return Err(internal(anyhow::anyhow!("step {idx} is not the agent's")));
+        };
+        let row = &s.steps[idx];
+        let left = row.deadline.unwrap_or_else(now).since(now());
+        Ok(Next::Order(Box::new(Order {
+            id: OrderId {
+                run: s.run.id.clone(),
+                step: u32::try_from(idx).unwrap_or(u32::MAX),
+                attempt: row.attempt,
+            },
+            name: row.name.clone(),
+            action: *action,
+            timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        })))
+    }
+
+    /// Takes progress and log lines. Says whether the attempt is still wanted.
+    ///
+    /// # Errors
+    /// When the database fails; the agent tells again.
+    pub async fn report(&self, machine: &str, report: &Report) -> Result<ReportAck, EngineError> {
+        let order = &report.order;
+        let Some(s) = self.own_run(machine, &order.run).await? else {
+            return Ok(ReportAck { abandon: true });
+        };
+        self.heard(&order.run, &report.boot_id, false);
+        let recorder = &self.inner.deps.recorder;
+        let about = |event: Event| event.machine(machine).run(&order.run);
+        for line in report.logs.iter().take(MAX_LINES) {
+            let text: String = line.text.chars().take(MAX_LINE).collect();
+            let data = serde_json::json!({
+                "level": line.level, "at": line.at, "step": order.step, "attempt": order.attempt,
+            });
+            recorder.record(about(Event::new(kind::AGENT_LOG, text)).data(data));
+        }
+        let wanted = engine::wanted(&s, order.step, order.attempt, &report.boot_id);
+        if let Some(progress) = report.progress.filter(|_| wanted) {
+            let idx = order.step as usize;
+            lock(&self.inner.progress).insert((order.run.clone(), idx), progress);
+            let message = format!("{} of {} bytes", progress.done, progress.total);
+            let data = serde_json::json!({
+                "index": idx, "name": s.steps[idx].name,
+                "done": progress.done, "total": progress.total,
+            });
+            recorder.show(about(Event::new(kind::STEP_PROGRESS, message)).data(data));
+        }
+        Ok(ReportAck { abandon: !wanted })
+    }
+
+    /// Takes the end of an attempt. One that is over, or was told before, changes nothing.
+    ///
+    /// # Errors
+    /// When the database fails; the agent tells again.
+    pub async fn result(&self, machine: &str, result: &StepResult) -> Result<(), EngineError> {
+        for _ in 0..TRIES {
+            let Some(s) = self.own_run(machine, &result.order.run).await? else {
+                return Ok(());
+            };
+            self.heard(&result.order.run, &result.boot_id, false);
+            let inputs = self.inputs(&s, result.order.step as usize, REDACTED).ok();
+            let inputs = inputs.map(|(inputs, _)| inputs);
+            let verdict = engine::apply_result(&s, result, inputs.as_ref(), now());
+            let ResultVerdict::Apply(change) = verdict else {
+                return Ok(());
+            };
+            if self.commit(&s, &change).await? {
+                return self.keep_inventory(machine, inputs, &result.outcome).await;
+            }
+        }
+        Err(too_busy(&result.order.run))
+    }
+
+    async fn keep_inventory(
+        &self,
+        machine: &str,
+        inputs: Option<Inputs>,
+        outcome: &Outcome,
+    ) -> Result<(), EngineError> {
+        let asked =
+            matches!(inputs, Some(Inputs::Agent(action)) if *action == AgentAction::Inventory);
+        if let Outcome::Succeeded { output } = outcome
+            && asked
+            && let Ok(inventory) = serde_json::from_value(output.clone())
+        {
+            let store = &self.inner.deps.store;
+            store.store_inventory(machine, &inventory).await?;
+        }
+        Ok(())
+    }
+
+    /// The run, if it is this machine's.
+    async fn own_run(&self, machine: &str, run: &str) -> Result<Option<Snapshot>, EngineError> {
+        match self.load(run).await {
+            Ok(s) => Ok((s.run.machine == machine).then_some(s)),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// When an agent of a run was last heard, for the operator.
+    #[must_use]
+    pub fn last_heard(&self, run: &str) -> Option<Millis> {
+        let agents = lock(&self.inner.agents);
+        agents.get(run).map(|heard| heard.presence.seen)
+    }
+}

@@ -1,0 +1,82 @@
+//! What the engine needs from other rooms, as small traits, so that it can be tested without them.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bmc::BmcControl;
+use crate::event::Recorder;
+use crate::render::{ImageFacts, Renderer};
+use crate::store::Store;
+use crate::token::{Purpose, Tokens};
+
+/// A boxed future.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Everything the engine works with.
+#[derive(Debug, Clone)]
+pub struct EngineDeps {
+    /// State.
+    pub store: Store,
+    /// Events.
+    pub recorder: Recorder,
+    /// Power.
+    pub bmc: Arc<dyn BmcControl>,
+    /// Templates.
+    pub renderer: Arc<Renderer>,
+    /// Tokens for nodes.
+    pub tokens: Arc<dyn TokenSource>,
+    /// Images.
+    pub images: Arc<dyn ImageSource>,
+    /// Folder of workflows that come before the built-in ones.
+    pub workflows_dir: Option<PathBuf>,
+    /// How long an agent may be silent before its step counts as lost.
+    pub agent_silence: Duration,
+    /// The daemon's TLS address for nodes, `https://10.77.0.1:8443`.
+    pub node_url: String,
+    /// The daemon's CA, PEM.
+    pub ca_pem: String,
+}
+
+/// Makes and revokes tokens of runs.
+pub trait TokenSource: Debug + Send + Sync {
+    /// A phone-home token.
+    fn phone_home<'a>(
+        &'a self,
+        machine: &'a str,
+        run: &'a str,
+        ttl: Duration,
+    ) -> Boxed<'a, anyhow::Result<String>>;
+    /// Revokes what is left of a run's tokens.
+    fn revoke<'a>(&'a self, run: &'a str) -> Boxed<'a, anyhow::Result<()>>;
+}
+
+impl TokenSource for Tokens {
+    fn phone_home<'a>(
+        &'a self,
+        machine: &'a str,
+        run: &'a str,
+        ttl: Duration,
+    ) -> Boxed<'a, anyhow::Result<String>> {
+        Box::pin(async move { Ok(self.mint(Purpose::PhoneHome, machine, run, ttl).await?) })
+    }
+
+    fn revoke<'a>(&'a self, run: &'a str) -> Boxed<'a, anyhow::Result<()>> {
+        Box::pin(async move {
+            self.revoke_run(run, None).await?;
+            Ok(())
+        })
+    }
+}
+
+/// Knows images by name.
+pub trait ImageSource: Debug + Send + Sync {
+    /// The image `name@version`; `None` when there is none.
+    fn resolve_image<'a>(
+        &'a self,
+        reference: &'a str,
+    ) -> Boxed<'a, anyhow::Result<Option<ImageFacts>>>;
+}

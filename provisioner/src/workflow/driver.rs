@@ -1,0 +1,513 @@
+//! The engine: loads snapshots, asks [`decide`], stores what changes and does what is to be done.
+//!
+//! All state is in the store. In memory are only hints that a restart may lose: when an agent was
+//! last heard, and how far a step is.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anneal_protocol::agent::Progress;
+use anneal_protocol::api::{Page, Plan, RunView};
+use anneal_protocol::time::Millis;
+use tokio::sync::Notify;
+
+use super::deps::EngineDeps;
+use super::engine::{self, Change, Command, Decision, Done, Waiting, decide};
+use super::library::{Library, LibraryError};
+use super::plan::{self, Workflow};
+use super::run::{Boot, Presence, RunRow, RunState, Snapshot};
+use super::start::{Material, Prepared, StartError, StartRun, needs_image, prepare};
+use super::{library, record, view};
+use crate::clock::now;
+use crate::event::{Event, kind};
+use crate::render::{Context, PhoneHome, REDACTED};
+use crate::store::{MachineChange, StoreError};
+use crate::yaml::YamlError;
+
+/// How often a change that somebody else made first is tried again.
+pub(super) const TRIES: usize = 50;
+
+/// Starts, drives and shows runs; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) deps: EngineDeps,
+    pub(super) library: Library,
+    pub(super) changed: Arc<Notify>,
+    pub(super) started_at: Millis,
+    pub(super) agents: Mutex<HashMap<String, Heard>>,
+    pub(super) progress: Mutex<HashMap<(String, usize), Progress>>,
+    /// Commits so far; tests make the engine "die" at one of them.
+    pub(super) commits: AtomicU64,
+    #[cfg(test)]
+    pub(super) crash: super::testing::Crash,
+}
+
+/// When a boot of an agent was last heard.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    pub(super) boot_id: String,
+    pub(super) presence: Presence,
+}
+
+/// Why the engine did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The database failed, or says not found or conflict.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The run is in a state that does not allow it.
+    #[error("{0}")]
+    NotNow(String),
+    /// Something else failed that should not.
+    #[error("the workflow engine failed")]
+    Internal(#[source] anyhow::Error),
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    /// An engine over a store. Nothing is driven until [`Engine::run`].
+    #[must_use]
+    pub fn new(deps: EngineDeps) -> Self {
+        let library = Library::new(deps.workflows_dir.clone());
+        Self {
+            inner: Arc::new(Inner {
+                deps,
+                library,
+                changed: Arc::new(Notify::new()),
+                started_at: now(),
+                agents: Mutex::default(),
+                progress: Mutex::default(),
+                commits: AtomicU64::new(0),
+                #[cfg(test)]
+                crash: super::testing::Crash::default(),
+            }),
+        }
+    }
+
+    /// Notified after every change of any run: whoever answers a long poll looks again.
+    #[must_use]
+    pub fn changed(&self) -> Arc<Notify> {
+        self.inner.changed.clone()
+    }
+
+    /// Says what a run would do. Nothing is stored or touched.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub async fn plan(&self, request: &StartRun) -> Result<Plan, StartError> {
+        Ok(self.prepare(request, "(not started)").await?.shown)
+    }
+
+    /// Makes a run. It is driven by [`Engine::run`].
+    ///
+    /// # Errors
+    /// When machine, workflow or image do not exist, the workflow makes no sense for the machine,
+    /// or the machine has an active run.
+    pub async fn start(&self, request: &StartRun) -> Result<String, StartError> {
+        let id = uuid::Uuid::now_v7().to_string();
+        let Prepared { plan, .. } = self.prepare(request, &id).await?;
+        let created_at = now();
+        let timeout = std::time::Duration::from_millis(plan.workflow.timeout_ms);
+        let run = RunRow {
+            id: id.clone(),
+            machine: plan.machine.name.clone(),
+            workflow: plan.workflow.name.clone(),
+            image: plan.image.as_ref().map(|image| image.id.clone()),
+            state: RunState::Pending,
+            reason: String::new(),
+            requested_by: request.requested_by.clone(),
+            cancel: false,
+            version: 0,
+            created_at,
+            finished_at: None,
+            deadline: created_at.plus(timeout),
+        };
+        let change = MachineChange {
+            state: anneal_protocol::machine::MachineState::Provisioning,
+            reason: format!("run {id} of {}, by {}", run.workflow, run.requested_by),
+            active: true,
+            node: None,
+        };
+        let store = &self.inner.deps.store;
+        store.insert_run(&run, &plan, &plan.rows(), &change).await?;
+        self.inner.deps.recorder.record(
+            Event::new(format!("{}pending", kind::RUN_PREFIX), change.reason)
+                .machine(&run.machine)
+                .run(&id)
+                .data(serde_json::json!({ "workflow": run.workflow, "image": run.image })),
+        );
+        self.inner.changed.notify_waiters();
+        Ok(id)
+    }
+
+    async fn prepare(&self, request: &StartRun, run: &str) -> Result<Prepared, StartError> {
+        let deps = &self.inner.deps;
+        let Some(row) = deps.store.machine(&request.machine).await? else {
+            return Err(StartError::MachineNotFound(request.machine.clone()));
+        };
+        let name = request
+            .workflow
+            .as_deref()
+            .or(row.machine.workflow.as_deref())
+            .unwrap_or(library::DEFAULT);
+        let workflow = self.inner.library.load(name, &deps.renderer)?;
+        let wanted = request.image.as_deref().or(row.machine.image.as_deref());
+        let image = match wanted.filter(|_| needs_image(&workflow)) {
+            None => None,
+            Some(reference) => Some(
+                deps.images
+                    .resolve_image(reference)
+                    .await
+                    .map_err(StartError::Internal)?
+                    .ok_or_else(|| StartError::ImageMissing(reference.to_owned()))?,
+            ),
+        };
+        let context = self.context(&row.machine, image.as_ref(), run, REDACTED);
+        prepare(Material {
+            machine: row.machine,
+            state: row.state,
+            inventory: row.inventory,
+            image,
+            workflow,
+            renderer: &deps.renderer,
+            context,
+        })
+    }
+
+    pub(super) fn context(
+        &self,
+        machine: &crate::machine::Machine,
+        image: Option<&crate::render::ImageFacts>,
+        run: &str,
+        token: &str,
+    ) -> Context {
+        let deps = &self.inner.deps;
+        Context::new(
+            machine,
+            image,
+            run,
+            &deps.node_url,
+            &deps.ca_pem,
+            PhoneHome {
+                url: format!("{}/node/v1/phone-home", deps.node_url),
+                token: token.to_owned(),
+            },
+        )
+    }
+
+    /// Stops a run at once. The agent is told at its next call; power stays as it is.
+    ///
+    /// # Errors
+    /// When there is no such run or it is over.
+    pub async fn cancel(&self, run: &str) -> Result<(), EngineError> {
+        self.change(run, |s| {
+            if !s.run.state.is_active() {
+                let state = s.run.state.as_str();
+                return Err(EngineError::NotNow(format!("run {run} is over: {state}")));
+            }
+            Ok(Some(engine::cancel(s, now())))
+        })
+        .await
+    }
+
+    /// Lets a run that failed or was cancelled go on from the step that did not succeed.
+    ///
+    /// # Errors
+    /// When there is no such run, it did not fail, or its machine has another active run.
+    pub async fn retry(&self, run: &str) -> Result<(), EngineError> {
+        self.change(run, |s| {
+            let not_now = |what: &str| Err(EngineError::NotNow(format!("run {run} {what}")));
+            if !matches!(s.run.state, RunState::Failed | RunState::Cancelled) {
+                return not_now(&format!(
+                    "is {}: only a run that failed can be retried",
+                    s.run.state.as_str()
+                ));
+            }
+            match engine::reopen(s, now()) {
+                Some(change) => Ok(Some(change)),
+                None => not_now("has no step left to do"),
+            }
+        })
+        .await
+    }
+
+    /// Fails a run at once, without on-failure steps, because nothing on the machine can be
+    /// trusted: a token was used twice.
+    ///
+    /// # Errors
+    /// When there is no such run or the database fails.
+    pub async fn fail_security(&self, run: &str, reason: &str) -> Result<(), EngineError> {
+        self.change(run, |s| {
+            let active = s.run.state.is_active();
+            Ok(active.then(|| engine::fail_now(s, reason, now())))
+        })
+        .await
+    }
+
+    /// The active run of a machine, and whether the machine is to start the agent when it asks
+    /// over the network.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn wants_agent(&self, machine: &str) -> Result<Option<(String, bool)>, EngineError> {
+        let Some(run) = self.inner.deps.store.active_run(machine).await? else {
+            return Ok(None);
+        };
+        let snapshot = self.load(&run).await?;
+        let wants = engine::wants_agent(&snapshot);
+        Ok(snapshot.run.state.is_active().then_some((run, wants)))
+    }
+
+    /// A run with its timeline's phases.
+    ///
+    /// # Errors
+    /// When there is no such run or the database fails.
+    pub async fn view(&self, run: &str) -> Result<RunView, EngineError> {
+        let s = self.load(run).await?;
+        let until = s.run.finished_at.unwrap_or_else(now);
+        // Events that end a run are recorded right after its row.
+        let until = until.plus(std::time::Duration::from_secs(5));
+        let store = &self.inner.deps.store;
+        let timeline = store
+            .timeline(&s.run.machine, s.run.created_at, until)
+            .await?;
+        Ok(view::run_view(&s, &self.progress_of(run), &timeline, now()))
+    }
+
+    /// Runs, newest first; `after` is the `next` of the page before. Without phases.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list(
+        &self,
+        machine: Option<&str>,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Page<RunView>, EngineError> {
+        let limit = limit.clamp(1, 200);
+        let store = &self.inner.deps.store;
+        let mut rows = store.runs(machine, after, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let mut items = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let s = self.load(&row.id).await?;
+            items.push(view::run_view(&s, &self.progress_of(&row.id), &[], now()));
+        }
+        let next = more
+            .then(|| rows.last().map(|row| row.id.clone()))
+            .flatten();
+        Ok(Page { items, next })
+    }
+
+    /// One sentence: what a machine waits for, since when, until when.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn why(&self, machine: &str) -> Result<String, EngineError> {
+        let store = &self.inner.deps.store;
+        let run = match store.active_run(machine).await? {
+            Some(run) => Some(run),
+            None => store
+                .runs(Some(machine), None, 1)
+                .await?
+                .into_iter()
+                .next()
+                .map(|row| row.id),
+        };
+        let Some(run) = run else {
+            return Ok(format!(
+                "nothing was asked of it yet: `anneal provision {machine}` installs it"
+            ));
+        };
+        let s = self.load(&run).await?;
+        let text = view::why(&s, now());
+        Ok(if s.run.state.is_active() {
+            text
+        } else {
+            format!("its last run ({}): {text}", s.run.workflow)
+        })
+    }
+
+    /// Validates a workflow file. `file` names it in errors.
+    ///
+    /// # Errors
+    /// Names file, line, column and the nearest known word.
+    pub fn validate(&self, text: &str, file: &str) -> Result<Workflow, YamlError> {
+        plan::parse(text, file, &self.inner.deps.renderer)
+    }
+
+    /// Every workflow that can be named, with what is wrong with it, if anything.
+    #[must_use]
+    pub fn workflows(&self) -> Vec<(String, Result<Workflow, LibraryError>)> {
+        let library = &self.inner.library;
+        let load = |name: String| {
+            let workflow = library.load(&name, &self.inner.deps.renderer);
+            (name, workflow)
+        };
+        library.names().into_iter().map(load).collect()
+    }
+
+    fn progress_of(&self, run: &str) -> HashMap<usize, Progress> {
+        lock(&self.inner.progress)
+            .iter()
+            .filter(|((id, _), _)| id == run)
+            .map(|((_, idx), progress)| (*idx, *progress))
+            .collect()
+    }
+
+    /// Everything a decision about a run looks at.
+    pub(super) async fn load(&self, run: &str) -> Result<Snapshot, StoreError> {
+        let deps = &self.inner.deps;
+        let (row, plan, steps) = deps.store.run(run).await?;
+        let boots = deps.store.boots(run).await?;
+        let sightings = deps.store.sightings(&row.machine).await?;
+        let presence = self.presence(run, boots.last());
+        Ok(Snapshot {
+            run: row,
+            plan,
+            steps,
+            boots,
+            sightings,
+            presence,
+            silence_ms: i64::try_from(deps.agent_silence.as_millis()).unwrap_or(i64::MAX),
+        })
+    }
+
+    fn presence(&self, run: &str, boot: Option<&Boot>) -> Presence {
+        let floor = self.inner.started_at;
+        lock(&self.inner.agents)
+            .get(run)
+            .filter(|heard| boot.is_some_and(|boot| boot.id == heard.boot_id))
+            .map_or(
+                Presence {
+                    seen: floor,
+                    asked: floor,
+                },
+                |heard| heard.presence,
+            )
+    }
+
+    /// Stores a change and tells of it. `Ok(false)` when somebody else changed the run first.
+    pub(super) async fn commit(&self, s: &Snapshot, change: &Change) -> Result<bool, StoreError> {
+        #[cfg(test)]
+        self.inner.crash.point()?;
+        let steps: Vec<_> = change
+            .steps
+            .iter()
+            .zip(&s.steps)
+            .filter(|(after, before)| after != before)
+            .map(|(after, _)| after.clone())
+            .collect();
+        let machine = engine::machine_change(s, change);
+        let deps = &self.inner.deps;
+        let stored = deps
+            .store
+            .update_run(&change.run, &steps, machine.as_ref(), now())
+            .await;
+        match stored {
+            Ok(()) => {}
+            // A reopened run that meets another active one is the caller's to hear about.
+            Err(StoreError::Conflict(_)) if s.run.state.is_active() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        self.inner.commits.fetch_add(1, Ordering::Relaxed);
+        #[cfg(test)]
+        self.inner.crash.point()?;
+        for event in record::events(s, change) {
+            deps.recorder.record(event);
+        }
+        if let Some(machine) = &machine {
+            tracing::info!(
+                machine = s.run.machine,
+                run = s.run.id,
+                state = change.run.state.as_str(),
+                reason = machine.reason,
+                "run changed its state"
+            );
+        }
+        if !change.run.state.is_active() {
+            self.forget(&s.run.id).await;
+        }
+        self.inner.changed.notify_waiters();
+        Ok(true)
+    }
+
+    async fn forget(&self, run: &str) {
+        lock(&self.inner.progress).retain(|(id, _), _| id != run);
+        if let Err(error) = self.inner.deps.tokens.revoke(run).await {
+            // They expire by themselves.
+            tracing::warn!(run, error = format!("{error:#}"), "revoking tokens failed");
+        }
+    }
+
+    /// Applies a change that is computed from the run as it is, however often somebody else is
+    /// faster.
+    async fn change(
+        &self,
+        run: &str,
+        make: impl Fn(&Snapshot) -> Result<Option<Change>, EngineError>,
+    ) -> Result<(), EngineError> {
+        for _ in 0..TRIES {
+            let s = self.load(run).await?;
+            let Some(change) = make(&s)? else {
+                return Ok(());
+            };
+            if self.commit(&s, &change).await? {
+                return Ok(());
+            }
+        }
+        Err(too_busy(run))
+    }
+
+    /// Stores changes until there is something to do, to wait for, or nothing.
+    pub(super) async fn advance(&self, run: &str) -> Result<(Snapshot, Next), EngineError> {
+        for _ in 0..1_000 {
+            let s = self.load(run).await?;
+            match decide(&s, now()) {
+                Decision::Change(change) => {
+                    self.commit(&s, &change).await?;
+                }
+                Decision::Act(command) => return Ok((s, Next::Act(command))),
+                Decision::Wait(waiting) => return Ok((s, Next::Wait(waiting))),
+                Decision::Over => return Ok((s, Next::Over)),
+            }
+        }
+        Err(too_busy(run))
+    }
+
+    /// Stores how a command ended, unless the run has moved on.
+    pub(super) async fn settle(
+        &self,
+        run: &str,
+        command: Command,
+        done: &Done,
+    ) -> Result<(), EngineError> {
+        self.change(run, |s| Ok(engine::settle(s, command, done, now())))
+            .await
+    }
+}
+
+/// What is left when all changes are stored.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Do this.
+    Act(Command),
+    /// Wait for this.
+    Wait(Waiting),
+    /// The run is over.
+    Over,
+}
+
+pub(super) fn too_busy(run: &str) -> EngineError {
+    EngineError::Internal(anyhow::anyhow!("run {run} changes too often to be changed"))
+}

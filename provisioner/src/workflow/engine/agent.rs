@@ -1,0 +1,384 @@
+//! Steps that the agent carries out: attempts, results, lost agents and how to get them back.
+
+use anneal_protocol::agent::{
+    AgentAction, Outcome, StepResult, StreamResult, Verify, WipeResult, WriteFileResult,
+};
+use anneal_protocol::time::Millis;
+
+use super::edit::{self, Edit};
+use super::facts::{agent_is_there, booted_since, left_since, lost_at, wants_agent};
+use super::{Act, Change, Decision, Waiting, daemon};
+use crate::workflow::action::Action;
+use crate::workflow::duration;
+use crate::workflow::inputs::Inputs;
+use crate::workflow::plan::Step;
+use crate::workflow::run::{Phase, PowerMark, Snapshot, StepRow, StepState};
+
+pub(super) fn decide(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
+    let row = &s.steps[idx];
+    match row.state {
+        StepState::Leaving => leaving(s, idx, step, now),
+        StepState::Running => running(s, idx, step, now),
+        _ => pending(s, idx, now),
+    }
+}
+
+/// Between attempts: is there an agent to give the step to?
+fn pending(s: &Snapshot, idx: usize, now: Millis) -> Decision {
+    let row = &s.steps[idx];
+    let there = agent_is_there(s, now);
+    if row.phase == Phase::OnFailure && !(there && wants_agent(s)) {
+        // Booting the agent again would destroy what the step is to look at.
+        return edit::skip(s, idx, "the agent is not running any more", now).into();
+    }
+    if row.scratch.recovering {
+        return recover(s, idx, now);
+    }
+    if !there {
+        let mut edit = Edit::of(s);
+        edit.steps[idx].scratch.recovering = true;
+        edit.steps[idx].scratch.power = None;
+        return edit.into();
+    }
+    daemon::begin(s, idx, StepState::Running, now)
+}
+
+/// The agent is lost: boot it again, then go on with the next attempt.
+fn recover(s: &Snapshot, idx: usize, now: Millis) -> Decision {
+    let row = &s.steps[idx];
+    let asked = match row.scratch.power {
+        Some(PowerMark::Asked(at) | PowerMark::Done(at)) => at,
+        None => now,
+    };
+    if row.scratch.power.is_some() && booted_since(s, asked).is_some() {
+        let mut edit = Edit::of(s);
+        edit.steps[idx].scratch.recovering = false;
+        edit.steps[idx].scratch.power = None;
+        edit.steps[idx].not_before = None;
+        return edit.into();
+    }
+    let deadline = daemon::recovery_deadline(asked);
+    if now >= deadline {
+        let mut edit = Edit::of(s);
+        edit.steps[idx].attempt += 1;
+        edit.fail_attempt(
+            s,
+            idx,
+            "the agent was lost and did not start again",
+            true,
+            now,
+        );
+        return edit.into();
+    }
+    if let Some(until) = row
+        .not_before
+        .filter(|at| row.scratch.power.is_none() && now < *at)
+    {
+        return wait_since(
+            now,
+            &format!("the next attempt to start the agent ({})", row.reason),
+            until,
+        );
+    }
+    if s.plan.machine.bmc.is_none() {
+        if row.scratch.power.is_none() {
+            let mut edit = Edit::of(s);
+            edit.steps[idx].scratch.power = Some(PowerMark::Done(now));
+            return edit.into();
+        }
+        return wait_since(
+            asked,
+            &format!(
+                "somebody to power {} off and on by hand, booting from the network, because its agent was lost",
+                s.run.machine
+            ),
+            deadline,
+        );
+    }
+    let again = |_: &StepRow| wait_since(asked, "the agent to start again", deadline);
+    daemon::power_then(s, idx, Act::Netboot, deadline, again, now)
+}
+
+fn wait_since(since: Millis, what: &str, until: Millis) -> Decision {
+    Decision::Wait(Waiting {
+        what: what.to_owned(),
+        since,
+        until: Some(until),
+        look_at: Some(until),
+    })
+}
+
+/// An attempt is under way, handed out or about to be.
+fn running(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
+    let row = &s.steps[idx];
+    let deadline = row.deadline.unwrap_or(now);
+    if let Some(boot) = &row.boot_id {
+        if s.boot().is_some_and(|current| current.id != *boot) {
+            let mut edit = Edit::of(s);
+            edit.fail_attempt(
+                s,
+                idx,
+                "the machine restarted in the middle of it",
+                true,
+                now,
+            );
+            // A fresh agent is there: nothing to wait for.
+            edit.steps[idx].not_before = None;
+            return edit.into();
+        }
+    }
+    if now >= deadline {
+        let mut edit = Edit::of(s);
+        let allowed = duration::show(std::time::Duration::from_millis(step.timeout_ms));
+        edit.fail_attempt(
+            s,
+            idx,
+            &format!("it did not end within {allowed}"),
+            true,
+            now,
+        );
+        return edit.into();
+    }
+    let began = row.attempt_at.unwrap_or(now);
+    let (heard, what) = match row.boot_id {
+        Some(_) => (
+            s.presence.seen,
+            format!("the agent to finish step `{}`", row.name),
+        ),
+        None => (
+            s.presence.asked,
+            format!("the agent to fetch step `{}`", row.name),
+        ),
+    };
+    let lost = lost_at(s, heard.max(began));
+    if now >= lost {
+        let silent = duration::show(now.since(heard.max(began)));
+        return lose(s, idx, &format!("the agent was silent for {silent}"), now);
+    }
+    Decision::Wait(Waiting {
+        what,
+        since: began,
+        until: Some(deadline),
+        look_at: Some(deadline.min(lost)),
+    })
+}
+
+/// The attempt failed because the agent is gone: the next one begins with booting it again.
+fn lose(s: &Snapshot, idx: usize, reason: &str, now: Millis) -> Decision {
+    let mut edit = Edit::of(s);
+    edit.fail_attempt(s, idx, reason, true, now);
+    if edit.steps[idx].state == StepState::Pending {
+        edit.steps[idx].scratch.recovering = true;
+        edit.steps[idx].not_before = None;
+    }
+    edit.into()
+}
+
+/// The agent said that it leaves: the next sign of life decides.
+fn leaving(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
+    let row = &s.steps[idx];
+    let left = row.scratch.left_at.unwrap_or(now);
+    let deadline = row.deadline.unwrap_or(now);
+    let succeed = || {
+        let mut edit = Edit::of(s);
+        edit.succeed(idx, None, now);
+        Decision::from(edit)
+    };
+    if step.uses == Action::PowerOff {
+        if s.plan.machine.bmc.is_none() {
+            return succeed();
+        }
+        if now < deadline {
+            return Decision::Act(daemon::command(row, Act::LookOff, deadline));
+        }
+    } else if left_since(s, left) {
+        return succeed();
+    }
+    if booted_since(s, left).is_some() {
+        let mut edit = Edit::of(s);
+        edit.fail_attempt(
+            s,
+            idx,
+            "the machine came back to the agent instead of its disk",
+            true,
+            now,
+        );
+        return edit.into();
+    }
+    if now >= deadline {
+        let allowed = duration::show(std::time::Duration::from_millis(step.timeout_ms));
+        return lose(
+            s,
+            idx,
+            &format!("the machine left and was not seen again within {allowed}"),
+            now,
+        );
+    }
+    Decision::Wait(Waiting {
+        what: format!("{} to start from its disk", s.run.machine),
+        since: left,
+        until: Some(deadline),
+        look_at: Some(deadline),
+    })
+}
+
+/// The step to hand to this boot of the agent, if there is one: an attempt that nobody holds, or
+/// that this boot holds already (its answer was lost on the way).
+#[must_use]
+pub fn order_ready(s: &Snapshot, boot_id: &str, now: Millis) -> Option<usize> {
+    let idx = s.current()?;
+    let row = &s.steps[idx];
+    let current = s.boot().is_some_and(|boot| boot.id == boot_id);
+    let free = row
+        .boot_id
+        .as_deref()
+        .is_none_or(|holder| holder == boot_id);
+    let ready = current
+        && free
+        && !s.run.cancel
+        && row.state == StepState::Running
+        && row.deadline.is_some_and(|deadline| now < deadline)
+        && s.action(idx).is_some_and(Action::on_agent);
+    ready.then_some(idx)
+}
+
+/// Hands the current attempt to a boot of the agent.
+///
+/// # Errors
+/// The change that fails the step, when its inputs are not those of its first attempt.
+pub fn dispatch(
+    s: &Snapshot,
+    idx: usize,
+    boot_id: &str,
+    digest: &str,
+    now: Millis,
+) -> Result<Change, Change> {
+    let mut edit = Edit::of(s);
+    let row = &mut edit.steps[idx];
+    match &row.inputs_digest {
+        Some(first) if first != digest => {
+            edit.fail_step(s, idx, "its inputs are not those of its first attempt (a template or setting changed); start a new run", now);
+            return Err(edit.into_change());
+        }
+        _ => row.inputs_digest = Some(digest.to_owned()),
+    }
+    row.boot_id = Some(boot_id.to_owned());
+    Ok(edit.into_change())
+}
+
+/// Whether the daemon still wants what an agent works on.
+#[must_use]
+pub fn wanted(s: &Snapshot, step: u32, attempt: u32, boot_id: &str) -> bool {
+    let Some(idx) = s.current().filter(|_| !s.run.cancel) else {
+        return false;
+    };
+    let row = &s.steps[idx];
+    u32::try_from(idx) == Ok(step)
+        && row.attempt == attempt
+        && row.boot_id.as_deref() == Some(boot_id)
+        && matches!(row.state, StepState::Running | StepState::Leaving)
+}
+
+/// What a result means.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResultVerdict {
+    /// Store this.
+    Apply(Box<Change>),
+    /// It is about an attempt that is over, or was told before.
+    Ignore,
+}
+
+/// Applies the agent's result. `inputs` are those of the step, redacted; they say what a success
+/// must look like.
+#[must_use]
+pub fn apply_result(
+    s: &Snapshot,
+    result: &StepResult,
+    inputs: Option<&Inputs>,
+    now: Millis,
+) -> ResultVerdict {
+    if !wanted(s, result.order.step, result.order.attempt, &result.boot_id) {
+        return ResultVerdict::Ignore;
+    }
+    let idx = result.order.step as usize;
+    if s.steps[idx].state == StepState::Leaving {
+        return ResultVerdict::Ignore;
+    }
+    let leaves = s.action(idx).is_some_and(Action::leaves_agent);
+    let mut edit = Edit::of(s);
+    match &result.outcome {
+        Outcome::Leaving if leaves => {
+            let row = &mut edit.steps[idx];
+            row.state = StepState::Leaving;
+            row.scratch.left_at = Some(now);
+        }
+        Outcome::Succeeded { output } if !leaves => match believable(s, inputs, output) {
+            Ok(()) => edit.succeed(idx, Some(output.clone()), now),
+            Err(why) => edit.fail_attempt(
+                s,
+                idx,
+                &format!("the agent's result cannot be right: {why}"),
+                true,
+                now,
+            ),
+        },
+        Outcome::Failed(failure) => {
+            edit.fail_attempt(s, idx, &failure.message, failure.retryable, now);
+        }
+        Outcome::Leaving => edit.fail_attempt(
+            s,
+            idx,
+            "the agent wants to leave, but the step does not",
+            false,
+            now,
+        ),
+        Outcome::Succeeded { .. } => {
+            edit.fail_attempt(
+                s,
+                idx,
+                "the agent says that it is done, but it has not left",
+                true,
+                now,
+            );
+        }
+    }
+    ResultVerdict::Apply(Box::new(edit.into_change()))
+}
+
+/// Whether a success has the shape and content that its order calls for.
+fn believable(
+    s: &Snapshot,
+    inputs: Option<&Inputs>,
+    output: &serde_json::Value,
+) -> Result<(), String> {
+    fn read<T: serde::de::DeserializeOwned>(output: &serde_json::Value) -> Result<T, String> {
+        serde_json::from_value(output.clone()).map_err(|e| e.to_string())
+    }
+    let Some(Inputs::Agent(action)) = inputs else {
+        return Err("the daemon cannot tell what was ordered".to_owned());
+    };
+    match action.as_ref() {
+        AgentAction::StreamImage { image, verify, .. } => {
+            let result: StreamResult = read(output)?;
+            if result.image != *image {
+                return Err(format!("it wrote image {}", result.image));
+            }
+            let expected = s.plan.image.as_ref().map(|image| image.sha256.as_str());
+            match (verify, result.read_back_sha256.as_deref()) {
+                (Verify::None, _) => Ok(()),
+                (Verify::ReadBack, None) => Err("nothing was read back".to_owned()),
+                (Verify::ReadBack, read) if read == expected => Ok(()),
+                (Verify::ReadBack, Some(read)) => Err(format!("it read back SHA-256 {read}")),
+            }
+        }
+        AgentAction::WipeDisk { .. } => read::<WipeResult>(output).map(|_| ()),
+        AgentAction::WriteFile { .. } => read::<WriteFileResult>(output).map(|_| ()),
+        AgentAction::Inventory => read::<anneal_protocol::agent::Inventory>(output).map(|_| ()),
+        AgentAction::CollectEvidence => {
+            read::<anneal_protocol::agent::Evidence>(output).map(|_| ())
+        }
+        AgentAction::Kexec { .. } | AgentAction::Reboot | AgentAction::PowerOff => {
+            Err("the step has no result".to_owned())
+        }
+    }
+}

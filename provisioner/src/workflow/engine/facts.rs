@@ -1,0 +1,91 @@
+//! Reading facts: is the agent there, did the machine start, does it want the agent?
+
+use anneal_protocol::time::Millis;
+
+use crate::event::kind;
+use crate::store::Sighting;
+use crate::workflow::action::Action;
+use crate::workflow::run::{Boot, Phase, Snapshot, StepState};
+
+fn millis(ms: i64) -> std::time::Duration {
+    std::time::Duration::from_millis(ms.max(0).unsigned_abs())
+}
+
+/// The agent's latest boot, if it is later than a moment.
+pub(super) fn booted_since(s: &Snapshot, since: Millis) -> Option<&Boot> {
+    s.boot().filter(|boot| boot.at > since)
+}
+
+fn stage(sighting: &Sighting) -> &str {
+    sighting.data["stage"].as_str().unwrap_or_default()
+}
+
+/// The machine's firmware was seen starting after a moment.
+pub(super) fn firmware_since(s: &Snapshot, since: Millis) -> bool {
+    [kind::DHCP, kind::DHCP_ACK].iter().any(|kind| {
+        s.sighting(kind)
+            .is_some_and(|seen| seen.at > since && stage(seen) == "firmware")
+    }) || s
+        .sighting(kind::BOOT_SCRIPT)
+        .is_some_and(|seen| seen.at > since)
+}
+
+/// The machine was seen on its way to its own disk, or its system was, since a moment.
+pub(super) fn left_since(s: &Snapshot, since: Millis) -> bool {
+    let by_script = s
+        .sighting(kind::BOOT_SCRIPT)
+        .is_some_and(|seen| seen.at >= since && seen.data["target"] == "disk");
+    let by_dhcp = [kind::DHCP, kind::DHCP_ACK].iter().any(|kind| {
+        s.sighting(kind)
+            .is_some_and(|seen| seen.at >= since && matches!(stage(seen), "firmware" | "system"))
+    });
+    by_script || by_dhcp || phoned_home_since(s, since).is_some()
+}
+
+/// The installed system's call for this run, after a moment.
+pub(super) fn phoned_home_since(s: &Snapshot, since: Millis) -> Option<&Sighting> {
+    s.sighting(kind::PHONE_HOME)
+        .filter(|seen| seen.at >= since && seen.run.as_deref() == Some(s.run.id.as_str()))
+}
+
+/// When the agent counts as lost if it does not ask for work, and if it does not speak at all.
+pub(super) fn lost_at(s: &Snapshot, heard: Millis) -> Millis {
+    heard.plus(millis(s.silence_ms))
+}
+
+/// Whether the agent's latest boot is alive. Whether it also takes work shows when work is
+/// waiting: see `running` in `agent`.
+pub(super) fn agent_is_there(s: &Snapshot, now: Millis) -> bool {
+    s.boot()
+        .is_some_and(|boot| now < lost_at(s, boot.at.max(s.presence.seen)))
+}
+
+/// Whether the machine, if it asks over the network now, is to start the agent: from the start
+/// of the run until it left for its disk, and again when a later step needs the agent.
+/// False without an active run.
+#[must_use]
+pub fn wants_agent(s: &Snapshot) -> bool {
+    if !s.run.state.is_active() || s.run.cancel {
+        return false;
+    }
+    let mut wants = true;
+    for row in &s.steps {
+        let begun = row.attempt > row.scratch.base;
+        match s.action(row.idx) {
+            Some(Action::Netboot) if begun || row.state == StepState::Succeeded => wants = true,
+            Some(Action::Reboot | Action::Kexec)
+                if matches!(row.state, StepState::Leaving | StepState::Succeeded) =>
+            {
+                wants = false;
+            }
+            _ => {}
+        }
+    }
+    let needs = s.current().is_some_and(|idx| {
+        let row = &s.steps[idx];
+        row.phase == Phase::Main
+            && row.state != StepState::Leaving
+            && s.action(idx).is_some_and(Action::on_agent)
+    });
+    wants || needs
+}

@@ -1,0 +1,57 @@
+//! Events for the timeline, from the difference between two states of a run. Pure.
+
+use super::engine::Change;
+use super::run::{Snapshot, StepRow, StepState};
+use crate::event::{Event, kind};
+
+/// What a change means for people, in order.
+#[must_use]
+pub fn events(s: &Snapshot, change: &Change) -> Vec<Event> {
+    let about = |event: Event| event.machine(&s.run.machine).run(&s.run.id);
+    let mut events = Vec::new();
+    for (before, after) in s.steps.iter().zip(&change.steps) {
+        let same = before.state == after.state
+            && before.attempt == after.attempt
+            && before.boot_id == after.boot_id;
+        if !same {
+            events.push(about(step_event(before, after)));
+        }
+    }
+    if s.run.state != change.run.state {
+        let state = change.run.state.as_str();
+        let message = match change.run.reason.as_str() {
+            "" => format!("run {state}"),
+            reason => format!("run {state}: {reason}"),
+        };
+        events.push(about(
+            Event::new(format!("{}{state}", kind::RUN_PREFIX), message).data(serde_json::json!({
+                "workflow": change.run.workflow,
+                "reason": change.run.reason,
+            })),
+        ));
+    }
+    events
+}
+
+fn step_event(before: &StepRow, after: &StepRow) -> Event {
+    let name = format!("step {} `{}`", after.idx + 1, after.name);
+    let failed_attempt = after.state == StepState::Pending && after.attempt > after.scratch.base;
+    let word = match after.state {
+        _ if failed_attempt => "retry",
+        StepState::Running if before.boot_id.is_none() && after.boot_id.is_some() => "dispatched",
+        state => state.as_str(),
+    };
+    let message = match after.reason.as_str() {
+        "" => format!("{name}: {word}, attempt {}", after.attempt),
+        reason => format!("{name}: {word}, attempt {}: {reason}", after.attempt),
+    };
+    Event::new(format!("{}{word}", kind::STEP_PREFIX), message).data(serde_json::json!({
+        "index": after.idx,
+        "name": after.name,
+        "uses": after.uses,
+        "attempt": after.attempt,
+        "state": after.state.as_str(),
+        "reason": after.reason,
+        "output": after.output,
+    }))
+}
