@@ -19,6 +19,7 @@ pub mod probe;
 mod reply;
 mod server;
 mod socket;
+mod subnet;
 
 #[cfg(test)]
 mod policy_tests;

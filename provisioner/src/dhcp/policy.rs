@@ -3,13 +3,10 @@
 //! Pure: packets, inventory, leases and the time come in as values. RFC 2131 section 4.3 is the
 //! frame; where real clients and the RFC disagree, the comment says so.
 
-use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use anneal_protocol::dhcpv4::{
-    BROADCAST, CLIENT_PORT, Message, MessageType, Op, Packet, code, encapsulated,
-};
+use anneal_protocol::dhcpv4::{BROADCAST, CLIENT_PORT, Message, MessageType, Op, Packet, code};
 use anneal_protocol::machine::Mac;
 use anneal_protocol::time::Millis;
 
@@ -17,6 +14,7 @@ use super::BootUrls;
 use super::client::{self, Client};
 use super::leases::{Change, Leases};
 use super::reply;
+use super::subnet::contains;
 use crate::event::Event;
 use crate::machine::{Cidr, Reservation, Snapshot};
 use crate::settings::DhcpSettings;
@@ -373,86 +371,12 @@ impl Case<'_> {
         }
     }
 
-    /// The address that this card gets on this link, or why it gets none.
-    fn address(&self, wish: Option<Ipv4Addr>) -> Result<Cidr, String> {
-        let ours = self.view.rules.address;
-        let link = self.link();
-        if let Some(reserved) = self.reservation.and_then(|r| r.address) {
-            let at_home = self.packet.ciaddr == reserved.ip
-                || contains(reserved, link)
-                || (link == ours.ip && contains(ours, reserved.ip));
-            if !at_home {
-                return Err(format!(
-                    "its address {reserved} is not in the subnet of {link}"
-                ));
-            }
-            if let Some(until) = self.view.leases.quarantined(reserved.ip, self.view.now) {
-                let secs = until.since(self.view.now).as_secs();
-                return Err(format!(
-                    "its address {reserved} was found in use by something else; trying again in {secs} s"
-                ));
-            }
-            return Ok(reserved);
-        }
-        let Some(pool) = self.view.rules.settings.pool else {
-            return Err("it has no reserved address and there is no pool".to_owned());
-        };
-        if !contains(ours, link) {
-            return Err(format!("the pool is not in the subnet of {link}"));
-        }
-        let taken: HashSet<Ipv4Addr> = self
-            .view
-            .inventory
-            .by_mac
-            .values()
-            .filter_map(|reservation| reservation.address)
-            .map(|address| address.ip)
-            .chain([ours.ip])
-            .chain(self.view.rules.settings.router)
-            .collect();
-        let reserved = |address| taken.contains(&address);
-        self.view
-            .leases
-            .pick(self.mac, wish, pool, reserved, self.view.now)
-            .map(|ip| Cidr {
-                ip,
-                prefix: ours.prefix,
-            })
-            .ok_or_else(|| "every address of the pool is taken".to_owned())
-    }
-
-    /// An address inside the subnet that the client is on: what the relay says first (RFC 3527,
-    /// then 3011), then where the relay is, then where we are.
-    fn link(&self) -> Ipv4Addr {
-        let selected = self
-            .relay_option(code::RELAY_LINK_SELECTION)
-            .or_else(|| self.packet.options.address(code::SUBNET_SELECTION));
-        let relay = Some(self.packet.giaddr).filter(|relay| !relay.is_unspecified());
-        selected.or(relay).unwrap_or(self.view.rules.address.ip)
-    }
-
     /// `address`, if the client speaks to us and has it from us.
     fn own_address(&self, address: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let server = self.packet.options.address(code::SERVER_ID)?;
         let lease = self.view.leases.of(self.mac)?;
         let holds = lease.state != LeaseState::Released;
         (self.is_us(server) && holds && Some(lease.address) == address).then_some(lease.address)
-    }
-
-    /// The identity that we announce: the relay may want another (RFC 5107).
-    fn server_id(&self) -> Ipv4Addr {
-        self.relay_option(code::RELAY_SERVER_ID)
-            .unwrap_or(self.view.rules.address.ip)
-    }
-
-    fn is_us(&self, server: Ipv4Addr) -> bool {
-        server == self.view.rules.address.ip || server == self.server_id()
-    }
-
-    fn relay_option(&self, tag: u8) -> Option<Ipv4Addr> {
-        let information = self.packet.options.get(code::RELAY_AGENT)?;
-        let octets: [u8; 4] = encapsulated(information, tag)?.try_into().ok()?;
-        Some(octets.into())
     }
 
     fn lease(&self, address: Ipv4Addr, state: LeaseState, expires_at: Millis) -> Lease {
@@ -483,18 +407,6 @@ impl Case<'_> {
             reason,
         })
     }
-}
-
-/// Whether `address` is in the subnet of `subnet`.
-pub(super) fn contains(subnet: Cidr, address: Ipv4Addr) -> bool {
-    mask(subnet.prefix) & u32::from(subnet.ip) == mask(subnet.prefix) & u32::from(address)
-}
-
-/// The subnet mask of a prefix length.
-pub(super) fn mask(prefix: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32_u32.saturating_sub(u32::from(prefix)))
-        .unwrap_or(0)
 }
 
 /// Text from the wire, fit for a database and a terminal.

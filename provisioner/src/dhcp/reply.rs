@@ -7,7 +7,8 @@ use anneal_protocol::dhcpv4::client::default_times;
 use anneal_protocol::dhcpv4::{Message, MessageType, code};
 
 use super::client::{self, Client, Stage, Wants};
-use super::policy::{Case, contains, mask};
+use super::policy::Case;
+use super::subnet::{contains, mask};
 use crate::machine::Cidr;
 
 /// How often an iPXE that cannot run our scripts is given one that can, before we stop: its

@@ -15,6 +15,7 @@ use super::guard::{Limiter, Loaders};
 use super::leases::{Change, Leases};
 use super::policy::{self, Note, Outcome, Reply, Rules, View};
 use super::socket::{Datagram, Interface, ServerSocket};
+use super::subnet::contains;
 use crate::clock::now;
 use crate::event::{Event, Recorder, kind};
 use crate::machine::{Cidr, Directory};
@@ -296,7 +297,7 @@ fn check_pool(config: &DhcpConfig) -> anyhow::Result<()> {
         bail!("the pool {first} - {last} ends before it begins");
     }
     for end in [first, last] {
-        if !policy::contains(config.address, end) {
+        if !contains(config.address, end) {
             bail!(
                 "the pool address {end} is not in the subnet {}",
                 config.address
