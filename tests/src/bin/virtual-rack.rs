@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anneal_tests::rack::Rack;
 use anneal_tests::rack::paths::Paths;
+use anneal_tests::rack::stage::Stage;
+use anneal_tests::rack::{Rack, demo, lab};
 use anneal_tests::sim::isolate::{self, End, Place};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -21,6 +22,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Provision all machines, then one again, and show how it went.
+    Demo,
+    /// Leave the rack running in the background.
+    Lab,
+    /// Remove what `lab` left.
+    LabDown,
+    /// What `lab` starts in the background.
+    #[command(hide = true)]
+    LabKeeper,
     /// Bring the rack up without a daemon, run a command on its network, tear it down.
     With {
         /// The command and its arguments.
@@ -29,14 +39,16 @@ enum Action {
     },
 }
 
-/// Nothing the rack does takes longer than this.
+/// The demo and tests never take longer than this.
 const LIMIT: Duration = Duration::from_secs(3600);
+/// A lab may stay for a year.
+const LAB_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 fn main() -> ExitCode {
     let result = match isolate::place() {
         Place::Over(code) => return code,
         Place::Outer(args) => outer(&args),
-        Place::Inside(work, args) => inside(&work, args).map(|()| ExitCode::SUCCESS),
+        Place::Inside(work, args) => inside(&work, &args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -49,44 +61,61 @@ fn parse(args: &[OsString]) -> Cli {
 }
 
 fn outer(args: &[OsString]) -> anyhow::Result<ExitCode> {
-    let _checked = parse(args);
-    let work = Paths::find()?.new_work("rack")?;
-    let end = isolate::run(&work, args, LIMIT, None)?;
-    match end {
+    let paths = Paths::find()?;
+    let limit = match parse(args).command {
+        Action::Lab => return lab::start(&paths).map(|()| ExitCode::SUCCESS),
+        Action::LabDown => return lab::stop(&paths).map(|()| ExitCode::SUCCESS),
+        Action::LabKeeper => LAB_LIMIT,
+        Action::Demo | Action::With { .. } => LIMIT,
+    };
+    let work = paths.new_work("rack")?;
+    match isolate::run(&work, args, limit, None)? {
         End::Exited(status) if status.success() => {
             std::fs::remove_dir_all(&work).context("removing the rack's files")?;
             Ok(ExitCode::SUCCESS)
         }
         End::Exited(status) => {
-            eprintln!("logs are in {}", work.join("logs").display());
-            Ok(ExitCode::from(
-                status
-                    .code()
-                    .and_then(|code| u8::try_from(code).ok())
-                    .unwrap_or(1),
-            ))
+            eprintln!("{}", demo::where_to_look(&work));
+            remove_disks(&work)?;
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            Ok(ExitCode::from(code.unwrap_or(1)))
         }
-        End::Interrupted | End::TimedOut => {
-            eprintln!(
-                "stopped ({end:?}); logs are in {}",
-                work.join("logs").display()
-            );
+        end => {
+            eprintln!("stopped ({end:?}); {}", demo::where_to_look(&work));
+            remove_disks(&work)?;
             Ok(ExitCode::from(130))
         }
     }
 }
 
-fn inside(work: &Path, args: Vec<OsString>) -> anyhow::Result<()> {
-    match parse(&args).command {
-        Action::With { command } => {
-            let _rack = Rack::start(&Paths::find()?, work, 4 << 30)?;
-            let status = Command::new(&command[0])
-                .args(&command[1..])
-                .env("RACK_WORK", work)
-                .status()
-                .with_context(|| format!("starting {}", command[0].to_string_lossy()))?;
-            anyhow::ensure!(status.success(), "the command failed: {status}");
-            Ok(())
+/// After a failure the logs stay, until the next rack starts; the big files need not.
+fn remove_disks(work: &Path) -> anyhow::Result<()> {
+    for dir in ["disks", "state/images"] {
+        let dir = work.join(dir);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
         }
     }
+    Ok(())
+}
+
+fn inside(work: &Path, args: &[OsString]) -> anyhow::Result<()> {
+    let paths = Paths::find()?;
+    match parse(args).command {
+        Action::Demo => demo::show(&mut Stage::set(&paths, work)?, &paths),
+        Action::LabKeeper => lab::keep(Stage::set(&paths, work)?, &paths),
+        Action::With { command } => with(&paths, work, &command),
+        Action::Lab | Action::LabDown => anyhow::bail!("this runs outside of the rack"),
+    }
+}
+
+fn with(paths: &Paths, work: &Path, command: &[OsString]) -> anyhow::Result<()> {
+    let _rack = Rack::start(paths, work, 4 << 30)?;
+    let status = Command::new(&command[0])
+        .args(&command[1..])
+        .env("RACK_WORK", work)
+        .status()
+        .with_context(|| format!("starting {}", command[0].to_string_lossy()))?;
+    anyhow::ensure!(status.success(), "the command failed: {status}");
+    Ok(())
 }

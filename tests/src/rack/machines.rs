@@ -20,7 +20,7 @@ const MEMORY_MIB: u32 = 1024;
 /// Size of the disk that nobody may touch.
 const PROTECTED_BYTES: usize = 32 << 20;
 /// Its serial number, named in the inventory.
-pub const PROTECTED_SERIAL: &str = "S5XNNG0R";
+pub const PROTECTED_SERIAL: &str = "KEEP-R1N3";
 
 /// Makes the machines' disks and describes the machines.
 ///
@@ -64,7 +64,7 @@ pub fn mac_of(number: u8) -> String {
 /// Redfish system id of the machine with that number.
 #[must_use]
 pub fn uuid_of(number: u8) -> String {
-    format!("00000000-0000-4000-8000-525400aa00{number:02x}")
+    format!("00000000-0000-4000-8000-0000000000{number:02x}")
 }
 
 /// A disk full of bytes that are no accident: a changed one shows in the digest.

@@ -1,14 +1,22 @@
 //! The virtual rack: three machines that differ as real ones do, their BMCs and the wire.
 //!
-//! Owns: which machines there are ([`machines`]), bringing them up ([`Rack::start`]) and where files
-//! are ([`paths`]).
+//! Owns: which machines there are ([`machines`]), bringing them up ([`Rack::start`]), the daemon with
+//! image and inventory beside them ([`stage`]), what is shown with them ([`demo`], [`lab`],
+//! [`progress`], [`report`]) and where files are ([`paths`]).
 //!
 //! Not here: the parts themselves (`sim`).
 
+pub mod demo;
+pub mod lab;
 pub mod machines;
 pub mod paths;
+pub mod progress;
+pub mod report;
+pub mod stage;
 
 use std::path::Path;
+
+use anyhow::Context;
 
 use crate::sim::accel::{self, Accel};
 use crate::sim::domain::Machine;
@@ -45,7 +53,9 @@ impl Rack {
             let file = work.join(format!("{}.xml", machine.name));
             libvirtd.define(&machine.xml(accel)?, &file)?;
         }
-        let redfish = Redfish::start(&paths.venv, work, &logs)?;
+        let password = std::fs::read_to_string(paths.root.join("hardware/lab-bmc-password"))
+            .context("reading hardware/lab-bmc-password")?;
+        let redfish = Redfish::start(&paths.venv, password.trim(), work, &logs)?;
         Ok(Self {
             machines,
             accel,

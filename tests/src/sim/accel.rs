@@ -26,6 +26,15 @@ impl Accel {
         }
     }
 
+    /// As shown to people.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "software emulation",
+        }
+    }
+
     /// The argument of QEMU's `-accel`.
     #[must_use]
     pub fn qemu(self) -> &'static str {

@@ -9,6 +9,8 @@
 //! Not here: what should happen. That is said by the scenarios and the demo.
 
 pub mod accel;
+pub mod api;
+pub mod daemon;
 pub mod domain;
 pub mod isolate;
 pub mod libvirt;
