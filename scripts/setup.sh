@@ -32,7 +32,8 @@ cryptsetup-bin|veritysetup: hash tree of the read-only root
 dosfstools|EFI system partition and configuration partition
 mtools|puts files into them without mounting
 e2fsprogs|state partition
-fdisk|sfdisk: partition table of the image
+gdisk|sgdisk: partition table of the image
+python3|part of the image builder
 zstd|compressed images and initramfs
 cpio|the agent initramfs
 kmod|module dependencies of the agent initramfs

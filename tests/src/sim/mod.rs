@@ -11,6 +11,7 @@
 pub mod accel;
 pub mod api;
 pub mod daemon;
+pub mod direct;
 pub mod domain;
 pub mod isolate;
 pub mod libvirt;

@@ -1,0 +1,96 @@
+//! What is stored or sent is not what was sealed: the step fails with that reason, and the disk
+//! does not boot half an image.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use anneal_protocol::api::RunView;
+
+use crate::bench::{Bench, step_named};
+use crate::runner::Scenario;
+
+/// See the module.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a_flipped_bit_in_the_image_fails_the_step_and_leaves_nothing_bootable",
+        run: flipped_bit,
+    },
+    Scenario {
+        name: "a_truncated_image_fails_the_step_and_leaves_nothing_bootable",
+        run: truncated,
+    },
+];
+
+/// Provisions with whatever is in the store now; insists that the write step fails and the
+/// disk has no beginning.
+fn expect_failed_write(bench: &mut Bench) -> anyhow::Result<RunView> {
+    let run = bench.start_run()?.id;
+    bench.power_on()?;
+    let view = bench.wait_end(&run)?;
+    anyhow::ensure!(
+        view.state == "failed",
+        "the run ended {}: {}",
+        view.state,
+        view.why
+    );
+    let step = step_named(&view, "write the image")?;
+    anyhow::ensure!(
+        step.state == "failed",
+        "the write step ended {}",
+        step.state
+    );
+    bench.machine.power_off();
+    let head = bench.machine.disk_head(64 * 1024)?;
+    anyhow::ensure!(
+        head.iter().all(|byte| *byte == 0),
+        "a failed write left a beginning on the disk"
+    );
+    Ok(view)
+}
+
+fn expect_reason(view: &RunView, words: &[&str]) -> anyhow::Result<()> {
+    let reason = step_named(view, "write the image")?
+        .reason
+        .clone()
+        .unwrap_or_default();
+    anyhow::ensure!(
+        words
+            .iter()
+            .any(|word| reason.to_lowercase().contains(word)),
+        "the reason names none of {words:?}: {reason}"
+    );
+    Ok(())
+}
+
+fn flipped_bit(work: &Path) -> anyhow::Result<()> {
+    let mut bench = Bench::set(work, 32)?;
+    let data = bench.stored_data()?;
+    let file = OpenOptions::new().read(true).write(true).open(&data)?;
+    let middle = file.metadata()?.len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle)?;
+    byte[0] ^= 1;
+    file.write_all_at(&byte, middle)?;
+    let view = expect_failed_write(&mut bench)?;
+    expect_reason(&view, &["corrupt", "digest", "does not match"])
+}
+
+fn truncated(work: &Path) -> anyhow::Result<()> {
+    let mut bench = Bench::set(work, 32)?;
+    let data = bench.stored_data()?;
+    let file = OpenOptions::new().write(true).open(&data)?;
+    let whole = file.metadata()?.len();
+    file.set_len(whole / 2)?;
+    let view = expect_failed_write(&mut bench)?;
+    expect_reason(
+        &view,
+        &[
+            "truncated",
+            "ended early",
+            "ends early",
+            "too short",
+            "bytes of",
+        ],
+    )
+}

@@ -1,0 +1,90 @@
+//! The machine, or the wire to it, is lost in the middle of writing.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anneal_tests::sim::net;
+use anneal_tests::sim::wait::wait_until;
+
+use crate::bench::{Bench, MACHINE, step_named};
+use crate::runner::Scenario;
+
+/// See the module.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a_machine_reset_while_it_writes_is_written_again",
+        run: reset_mid_write,
+    },
+    Scenario {
+        name: "a_network_cut_of_a_minute_while_writing_is_survived",
+        run: cut_mid_write,
+    },
+    Scenario {
+        name: "a_second_provision_of_the_same_machine_works",
+        run: second_provision,
+    },
+];
+
+fn reset_mid_write(work: &Path) -> anyhow::Result<()> {
+    let mut bench = Bench::set(work, 96)?;
+    net::limit_rate(MACHINE, 100)?;
+    let run = bench.start_run()?.id;
+    bench.power_on()?;
+    bench.wait_written(&run, 30)?;
+    bench.machine.power_off();
+    // The head of the image goes to the disk last: what is there now must not boot.
+    let head = bench.machine.disk_head(64 * 1024)?;
+    anyhow::ensure!(
+        head.iter().all(|byte| *byte == 0),
+        "half an image has a beginning on the disk"
+    );
+    net::lift_rate_limit(MACHINE)?;
+    bench.power_on()?;
+    let view = bench.expect_success(&run)?;
+    let boots = bench.events(&run, "agent.hello")?.len();
+    anyhow::ensure!(
+        boots >= 2,
+        "the agent was seen {boots} times, expected two boots"
+    );
+    anyhow::ensure!(
+        step_named(&view, "write the image")?.attempts >= 1,
+        "the write step has no attempt"
+    );
+    Ok(())
+}
+
+fn cut_mid_write(work: &Path) -> anyhow::Result<()> {
+    let mut bench = Bench::set(work, 96)?;
+    net::limit_rate(MACHINE, 60)?;
+    let run = bench.start_run()?.id;
+    bench.power_on()?;
+    bench.wait_written(&run, 30)?;
+    net::cut(MACHINE)?;
+    let begin = Instant::now();
+    let minute = Duration::from_secs(60);
+    wait_until(minute * 2, "the cut to last a minute", || {
+        begin.elapsed() >= minute
+    })?;
+    anyhow::ensure!(bench.machine.is_on(), "the machine gave up during the cut");
+    net::mend(MACHINE)?;
+    bench.expect_success(&run)?;
+    let boots = bench.events(&run, "agent.hello")?.len();
+    anyhow::ensure!(
+        boots == 1,
+        "the agent was seen {boots} times, expected it to stay"
+    );
+    Ok(())
+}
+
+fn second_provision(work: &Path) -> anyhow::Result<()> {
+    let mut bench = Bench::set(work, 32)?;
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let run = bench.start_run()?.id;
+        bench.power_on()?;
+        bench.expect_success(&run)?;
+        runs.push(run);
+    }
+    anyhow::ensure!(runs[0] != runs[1], "both runs are {}", runs[0]);
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Scenarios: what must hold, tried on the real daemon, agent and machines.
+//!
+//! Each scenario runs in network, process and mount namespaces of its own
+//! ([`anneal_tests::sim::isolate`]), two at a time. Output is that of the standard harness, so
+//! that what counts tests can count these. `cargo test -p anneal-tests --test scenarios -- NAME` runs those
+//! whose name contains `NAME`; `--list` lists them.
+
+mod bench;
+mod daemon_killed;
+mod image_faults;
+mod machine_lost;
+mod refusals;
+mod runner;
+mod start;
+mod tokens;
+mod unregistered;
+
+use std::process::ExitCode;
+
+use anneal_tests::sim::isolate::{self, Place};
+use runner::Scenario;
+
+/// All scenarios, by subject.
+fn all() -> Vec<Scenario> {
+    [
+        start::SCENARIOS,
+        refusals::SCENARIOS,
+        tokens::SCENARIOS,
+        daemon_killed::SCENARIOS,
+        machine_lost::SCENARIOS,
+        image_faults::SCENARIOS,
+        unregistered::SCENARIOS,
+    ]
+    .concat()
+}
+
+fn main() -> ExitCode {
+    match isolate::place() {
+        Place::Over(code) => code,
+        Place::Inside(work, args) => runner::inside(&all(), &work, &args),
+        Place::Outer(args) => runner::outer(&all(), &args),
+    }
+}

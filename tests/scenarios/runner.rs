@@ -1,0 +1,154 @@
+//! Runs scenarios and tells how they went.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anneal_tests::rack::paths::Paths;
+use anneal_tests::sim::isolate::{self, End};
+use anneal_tests::sim::process::tail;
+
+/// One thing that must hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Its name: a sentence with underscores.
+    pub name: &'static str,
+    /// What is tried.
+    pub run: fn(&Path) -> anyhow::Result<()>,
+}
+
+/// No scenario takes longer.
+const LIMIT: Duration = Duration::from_secs(420);
+/// How many run at once: machines are emulated, and each keeps a core busy.
+const AT_ONCE: usize = 2;
+/// How much of a failed scenario's output is shown.
+const SHOWN_LINES: usize = 60;
+
+/// Inside the namespaces: runs the one scenario that was asked for.
+pub fn inside(all: &[Scenario], work: &Path, args: &[OsString]) -> ExitCode {
+    let Some(scenario) = all
+        .iter()
+        .find(|scenario| args.first().is_some_and(|name| *name == *scenario.name))
+    else {
+        eprintln!("no such scenario: {args:?}");
+        return ExitCode::FAILURE;
+    };
+    match (scenario.run)(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("\n{} failed: {error:#}", scenario.name);
+            for log in ["daemon.log", "m1.console.log"] {
+                println!("--- {log}\n{}", tail(&work.join(log), SHOWN_LINES / 3));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Outside: runs those that match and prints the standard harness's lines.
+pub fn outer(all: &[Scenario], args: &[OsString]) -> ExitCode {
+    let words: Vec<String> = args
+        .iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if words.iter().any(|word| word == "--list") {
+        for scenario in all {
+            println!("{}: test", scenario.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    // Options of the standard harness have no meaning here; only names select.
+    let names: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let chosen: VecDeque<Scenario> = all
+        .iter()
+        .copied()
+        .filter(|s| names.is_empty() || names.iter().any(|name| s.name.contains(name.as_str())))
+        .collect();
+    let work = match Paths::find().and_then(|paths| paths.new_work("scenarios")) {
+        Ok(work) => work,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("\nrunning {} tests", chosen.len());
+    let left_out = all.len() - chosen.len();
+    let begin = Instant::now();
+    let verdicts = run_all(&work, chosen);
+    let failed = verdicts.iter().filter(|verdict| !**verdict).count();
+    println!(
+        "\ntest result: {}. {} passed; {failed} failed; 0 ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
+        if failed == 0 { "ok" } else { "FAILED" },
+        verdicts.len() - failed,
+        begin.elapsed().as_secs_f64()
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run_all(work: &Path, chosen: VecDeque<Scenario>) -> Vec<bool> {
+    let queue = Mutex::new(chosen);
+    let take = || {
+        queue
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .pop_front()
+    };
+    // Children live no longer than the thread that made them: each thread stays until all its
+    // scenarios are over.
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut verdicts = Vec::new();
+                    while let Some(scenario) = take() {
+                        verdicts.push(run_one(work, scenario));
+                    }
+                    verdicts
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|_| vec![false]))
+            .collect()
+    })
+}
+
+fn run_one(work: &Path, scenario: Scenario) -> bool {
+    let begin = Instant::now();
+    let (verdict, text) = match isolated(work, scenario) {
+        Ok((End::Exited(status), _)) if status.success() => (true, String::new()),
+        Ok((End::Interrupted, _)) => std::process::exit(130),
+        Ok((end, output)) => (false, format!("{end:?}\n{}", tail(&output, SHOWN_LINES))),
+        Err(error) => (false, format!("{error:#}")),
+    };
+    println!(
+        "test {} ... {} <{:.1}s>",
+        scenario.name,
+        if verdict { "ok" } else { "FAILED" },
+        begin.elapsed().as_secs_f64()
+    );
+    if !verdict {
+        println!("\n---- {} ----\n{text}\n", scenario.name);
+    }
+    verdict
+}
+
+fn isolated(work: &Path, scenario: Scenario) -> anyhow::Result<(End, PathBuf)> {
+    let work = work.join(scenario.name);
+    std::fs::create_dir_all(&work)?;
+    let output = work.join("output.log");
+    let file = std::fs::File::create(&output)?;
+    let end = isolate::run(&work, &[scenario.name.into()], LIMIT, Some(file))?;
+    if matches!(end, End::Exited(status) if status.success()) {
+        std::fs::remove_dir_all(&work)?;
+    }
+    Ok((end, output))
+}
