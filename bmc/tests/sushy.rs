@@ -2,6 +2,8 @@
 //! with its fake driver, over TLS with basic authentication. Its power states follow a command
 //! after 1 to 11 seconds, as those of real machines do.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on ends
+
 use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
