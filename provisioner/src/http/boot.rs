@@ -17,7 +17,7 @@ use anneal_protocol::machine::Mac;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Extension, Path, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -63,8 +63,13 @@ pub fn router(
 async fn send_script(
     State(boot): State<Boot>,
     Extension(peer): Extension<Peer>,
+    method: Method,
     Path(mac): Path<String>,
 ) -> Response {
+    // A script holds a token made for the one who reads it; asking for its length makes none.
+    if method != Method::GET {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET")]).into_response();
+    }
     let Ok(mac) = mac.parse::<Mac>() else {
         return (StatusCode::NOT_FOUND, "no such script\n").into_response();
     };

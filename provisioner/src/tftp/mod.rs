@@ -10,6 +10,7 @@
 //!
 //! Not here: which file a machine is told to fetch (`dhcp`).
 
+mod job;
 pub mod packet;
 mod server;
 pub mod transfer;

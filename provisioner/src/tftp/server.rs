@@ -1,6 +1,6 @@
-//! The sockets: one that takes requests, one for each transfer.
+//! The socket that takes requests, and which transfers run.
 //!
-//! Replies leave from the address that was asked, because both sockets are bound to it.
+//! Replies leave from the address that was asked, because every socket is bound to it.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,25 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
-use serde_json::json;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::packet::{self, Mode, Options, Packet, Request, code};
-use super::transfer::{End, Step, Transfer, grant};
+use super::job::{Job, RECEIVE, Reader, Shared, open, send};
+use super::packet::{self, Mode, Packet, Request, code};
+use super::transfer::grant;
 use crate::boot::BootFiles;
-use crate::event::{Event, Recorder, kind};
-use crate::http::files::{CHUNK, Content};
+use crate::event::Recorder;
+use crate::http::files::Content;
 use crate::machine::Directory;
 
-/// Longest packet that a client sends: a request fits 512 bytes (RFC 2347), some are longer.
-const RECEIVE: usize = 2_048;
-/// Requests that wait while we are busy, in bytes: a rack that starts at once.
-const RECEIVE_BUFFER: usize = 1 << 20;
 /// IPv4, UDP and TFTP headers, and the same over IPv6, in bytes.
 const HEADERS_V4: u32 = 20 + 8 + 4;
 const HEADERS_V6: u32 = 40 + 8 + 4;
@@ -63,15 +58,6 @@ pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     limits: Limits,
-}
-
-/// What every transfer needs.
-#[derive(Debug)]
-struct Shared {
-    files: Arc<BootFiles>,
-    directory: Directory,
-    recorder: Recorder,
-    max_block: u16,
 }
 
 /// A running transfer, as the request loop sees it.
@@ -304,211 +290,6 @@ impl Requests {
             self.active.remove(&client);
         }
     }
-}
-
-/// One transfer with its socket.
-struct Job {
-    shared: Arc<Shared>,
-    client: SocketAddr,
-    file: String,
-    options: Options,
-    size: u64,
-    reader: Reader,
-    answered: Arc<AtomicBool>,
-    again: Arc<Notify>,
-    give_up_at: Instant,
-}
-
-impl Job {
-    async fn carry_out(mut self, local: SocketAddr) {
-        let started = Instant::now();
-        let socket = match open(local) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(client = %self.client, %error, "no socket for a TFTP transfer");
-                return;
-            }
-        };
-        let (mut transfer, first) = Transfer::new(self.size, &self.options);
-        match self.exchange(&socket, &mut transfer, first).await {
-            Ok(end) => self.record(&transfer, end, started.elapsed()),
-            Err(error) => {
-                tracing::error!(file = self.file, %error, "boot file cannot be read");
-                let refusal = packet::error(code::UNDEFINED, "the file cannot be read");
-                send(&socket, &refusal, self.client).await;
-            }
-        }
-    }
-
-    /// Sends and receives until the transfer ends. An error means that the file is unreadable.
-    async fn exchange(
-        &mut self,
-        socket: &UdpSocket,
-        transfer: &mut Transfer,
-        mut step: Step,
-    ) -> io::Result<End> {
-        let mut buffer = vec![0; RECEIVE];
-        let mut deadline = Instant::now();
-        loop {
-            match step {
-                Step::SendOack => {
-                    send(socket, &packet::oack(&self.options, self.size), self.client).await;
-                }
-                Step::SendBlocks { first, last } => {
-                    self.send_blocks(socket, transfer, first, last).await?;
-                }
-                Step::Wait | Step::WaitAgain => {}
-                Step::End(end) => return Ok(end),
-            }
-            if step != Step::Wait {
-                deadline = Instant::now() + transfer.patience();
-            }
-            if Instant::now() >= self.give_up_at {
-                return Ok(End::Silent);
-            }
-            step = tokio::select! {
-                () = self.again.notified() => transfer.asked_again(),
-                received = tokio::time::timeout_at(deadline, socket.recv_from(&mut buffer)) => {
-                    match received {
-                        Err(_) => transfer.timed_out(),
-                        Ok(Ok((length, from))) if from == self.client => {
-                            self.receive(transfer, &buffer[..length])
-                        }
-                        Ok(Ok((_, stranger))) => {
-                            let refusal = packet::error(code::UNKNOWN_TID, "unknown transfer");
-                            send(socket, &refusal, stranger).await;
-                            Step::Wait
-                        }
-                        Ok(Err(error)) => {
-                            tracing::debug!(client = %self.client, %error, "TFTP receive failed");
-                            Step::Wait
-                        }
-                    }
-                }
-            };
-        }
-    }
-
-    fn receive(&self, transfer: &mut Transfer, bytes: &[u8]) -> Step {
-        match Packet::parse(bytes) {
-            Ok(Packet::Ack(block)) => {
-                let step = transfer.ack(block);
-                if transfer.has_answered() {
-                    self.answered.store(true, Ordering::Relaxed);
-                }
-                step
-            }
-            Ok(Packet::Error { code, message }) => {
-                tracing::debug!(client = %self.client, file = self.file, code, message, "TFTP client ended the transfer");
-                transfer.client_error()
-            }
-            Ok(_) | Err(_) => Step::Wait,
-        }
-    }
-
-    async fn send_blocks(
-        &mut self,
-        socket: &UdpSocket,
-        transfer: &Transfer,
-        first: u64,
-        last: u64,
-    ) -> io::Result<()> {
-        let mut packet = Vec::new();
-        for number in first..=last {
-            let (offset, length) = transfer.block(number);
-            let bytes = self.reader.read(offset, length).await?;
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "block numbers wrap (RFC 1350)"
-            )]
-            packet::data(&mut packet, number as u16, &bytes);
-            send(socket, &packet, self.client).await;
-        }
-        Ok(())
-    }
-
-    fn record(&self, transfer: &Transfer, end: End, took: Duration) {
-        let address = self.client.ip();
-        let (word, outcome) = match end {
-            End::Probe => return,
-            End::Complete => ("fetched", "complete"),
-            End::Aborted => ("stopped fetching", "aborted"),
-            End::Silent => ("fell silent while fetching", "silent"),
-        };
-        let machine = self.shared.directory.snapshot().machine_at(address);
-        let who = machine.clone().unwrap_or_else(|| address.to_string());
-        let bytes = match end {
-            End::Complete => self.size,
-            _ => transfer.bytes_acked(),
-        };
-        let message = format!("{who} {word} {} by TFTP ({bytes} bytes)", self.file);
-        let mut event = Event::new(kind::TFTP, message).data(json!({
-            "file": self.file,
-            "bytes": bytes,
-            "duration_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            "address": address,
-            "outcome": outcome,
-            "blksize": self.options.blksize.unwrap_or(packet::DEFAULT_BLOCK),
-            "windowsize": self.options.windowsize.unwrap_or(1),
-            "repeated_blocks": transfer.repeated(),
-        }));
-        event.machine = machine;
-        self.shared.recorder.record(event);
-    }
-}
-
-/// Reads a file in pieces that many blocks are cut from.
-struct Reader {
-    content: Content,
-    start: u64,
-    piece: Bytes,
-}
-
-impl Reader {
-    fn new(content: Content) -> Self {
-        Self {
-            content,
-            start: 0,
-            piece: Bytes::new(),
-        }
-    }
-
-    async fn read(&mut self, offset: u64, length: usize) -> io::Result<Bytes> {
-        let within = |reader: &Self| {
-            let from = usize::try_from(offset.checked_sub(reader.start)?).ok()?;
-            let to = from.checked_add(length)?;
-            (to <= reader.piece.len()).then(|| reader.piece.slice(from..to))
-        };
-        if let Some(bytes) = within(self) {
-            return Ok(bytes);
-        }
-        let left = self.content.len().saturating_sub(offset);
-        let piece = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
-        self.piece = self.content.read(offset, piece).await?;
-        self.start = offset;
-        within(self).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-}
-
-/// Sends; what cannot be sent counts as lost on the way, and repetition covers it.
-async fn send(socket: &UdpSocket, packet: &[u8], to: SocketAddr) {
-    if let Err(error) = socket.send_to(packet, to).await {
-        tracing::debug!(%to, %error, "TFTP packet not sent");
-    }
-}
-
-fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::DGRAM.nonblocking().cloexec(),
-        Some(socket2::Protocol::UDP),
-    )?;
-    // The kernel grants what it may; less is not an error.
-    if address.port() != 0 {
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    }
-    socket.bind(&address.into())?;
-    UdpSocket::from_std(socket.into())
 }
 
 /// The largest block whose packet is not cut up on the interface that has `address`.
