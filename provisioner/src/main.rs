@@ -1,3 +1,7 @@
 //! `anneal`: the daemon and the operator's CLI in one binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    provisioner::cli::main()
+}

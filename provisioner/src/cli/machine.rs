@@ -1,0 +1,166 @@
+//! `anneal machine …`
+
+use anneal_protocol::agent::Inventory;
+use anneal_protocol::api::MachineView;
+use clap::Subcommand;
+
+use super::client::Client;
+use super::output::{self, Format, Table, cell, printable};
+use super::time;
+
+/// `anneal machine …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List machines
+    List,
+    /// Show a machine, and in one sentence what it waits for
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Remove machines from the inventory; their disks are not touched
+    Remove {
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Carries out `anneal machine …`.
+///
+/// # Errors
+/// When the daemon refuses or cannot be reached.
+pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Result<()> {
+    match command {
+        Command::List => {
+            let machines: Vec<MachineView> = client.list(&["machines"], &[], usize::MAX).await?;
+            output::show(format, &machines, |machines| list(machines))
+        }
+        Command::Show { name } => {
+            let machine: MachineView = client.get(&["machines", &name], &[]).await?;
+            output::show(format, &machine, show)
+        }
+        Command::Remove { names } => {
+            for name in names {
+                client.delete(&["machines", &name]).await?;
+                output::print(&format!("{name} removed\n"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn list(machines: &[MachineView]) -> String {
+    let mut table = Table::new(["NAME", "STATE", "RACK", "ROLE", "ADDRESS", "IMAGE", "OS"]);
+    for machine in machines {
+        let nic = machine
+            .nics
+            .iter()
+            .find(|nic| nic.boot)
+            .or(machine.nics.first());
+        let os = machine.node.as_ref().and_then(|node| node.os.as_deref());
+        table.row([
+            machine.name.as_str(),
+            &machine.state.to_string(),
+            cell(machine.rack.as_deref()),
+            cell(machine.role.as_deref()),
+            cell(nic.and_then(|nic| nic.address.as_deref())),
+            cell(machine.image.as_deref()),
+            cell(os),
+        ]);
+    }
+    table.to_string()
+}
+
+/// One line a fact, the sentence first.
+pub(super) fn show(machine: &MachineView) -> String {
+    let mut table = Table::plain();
+    let mut fact = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            table.row([name, &value]);
+        }
+    };
+    fact("state", Some(machine.state.to_string()));
+    fact("rack", machine.rack.clone());
+    fact("role", machine.role.clone());
+    for nic in &machine.nics {
+        let address = cell(nic.address.as_deref());
+        let boot = if nic.boot { " (boots)" } else { "" };
+        fact("nic", Some(format!("{} {address}{boot}", nic.mac)));
+    }
+    fact(
+        "bmc",
+        Some(machine.bmc.as_ref().map_or_else(
+            || "none: a person works the power button".to_owned(),
+            |bmc| format!("{} as {}", bmc.url, bmc.username),
+        )),
+    );
+    fact("disk", Some(plain(&serde_json::json!(machine.disk))));
+    for disk in &machine.protected_disks {
+        fact("protected", Some(plain(&serde_json::json!(disk))));
+    }
+    fact("image", machine.image.clone());
+    fact("workflow", machine.workflow.clone());
+    for (key, value) in &machine.labels {
+        fact("label", Some(format!("{key}={value}")));
+    }
+    fact("run", machine.run.clone());
+    if let Some(node) = &machine.node {
+        fact("node os", node.os.clone());
+        fact("node host name", node.hostname.clone());
+        fact("node kernel", node.kernel.clone());
+        fact("node machine-id", node.machine_id.clone());
+        fact("node image", node.image.clone());
+    }
+    if let Some(inventory) = &machine.inventory {
+        hardware(inventory, &mut fact);
+    }
+    fact("changed", Some(machine.updated_at.clone()));
+    format!("{}: {}\n{table}", machine.name, printable(&machine.why))
+}
+
+fn hardware(inventory: &Inventory, fact: &mut impl FnMut(&str, Option<String>)) {
+    let maker = [
+        &inventory.manufacturer,
+        &inventory.product,
+        &inventory.serial,
+    ];
+    let maker: Vec<&str> = maker.into_iter().flatten().map(String::as_str).collect();
+    fact(
+        "hardware",
+        Some(maker.join(" ")).filter(|text| !text.is_empty()),
+    );
+    fact("firmware", Some(inventory.firmware.clone()));
+    let cpu = cell(inventory.cpu_model.as_deref());
+    let memory = time::bytes(inventory.memory);
+    fact(
+        "cpu, memory",
+        Some(format!("{} x {cpu}, {memory}", inventory.cpus)),
+    );
+    for disk in &inventory.disks {
+        let kind = serde_json::json!(disk.kind);
+        let kind = kind.as_str().unwrap_or_default();
+        let model = cell(disk.model.as_deref());
+        let serial = cell(disk.serial.as_deref());
+        let size = time::bytes(disk.size);
+        fact(
+            "found disk",
+            Some(format!("{kind} {size}, model {model}, serial {serial}")),
+        );
+    }
+}
+
+/// `{"type":"nvme","min_size":1}` as `type nvme, min_size 1`.
+fn plain(value: &serde_json::Value) -> String {
+    let Some(map) = value.as_object() else {
+        return value.to_string();
+    };
+    let one = |(key, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::String(text) => format!("{key} {text}"),
+        serde_json::Value::Number(bytes) if key.ends_with("_size") => {
+            format!("{key} {}", time::bytes(bytes.as_u64().unwrap_or_default()))
+        }
+        other => format!("{key} {other}"),
+    };
+    map.iter().map(one).collect::<Vec<_>>().join(", ")
+}

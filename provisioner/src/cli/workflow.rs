@@ -1,0 +1,61 @@
+//! `anneal workflow …`
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+
+use super::client::Client;
+use super::output::{self, Format, Table};
+
+/// `anneal workflow …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List workflows
+    List,
+    /// Check workflow files with the daemon's actions and templates
+    Validate {
+        /// Files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// A workflow that can be named in a request.
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkflowView {
+    name: String,
+    steps: Vec<String>,
+}
+
+/// Carries out `anneal workflow …`.
+///
+/// # Errors
+/// When a file is wrong, with its place, or the daemon cannot be reached.
+pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Result<()> {
+    match command {
+        Command::List => {
+            let workflows: Vec<WorkflowView> = client.list(&["workflows"], &[], usize::MAX).await?;
+            output::show(format, &workflows, |workflows| {
+                let mut table = Table::new(["NAME", "STEPS"]);
+                for workflow in workflows {
+                    table.row([workflow.name.as_str(), &workflow.steps.join(", ")]);
+                }
+                table.to_string()
+            })
+        }
+        Command::Validate { files } => {
+            for file in files {
+                let name = file.to_string_lossy();
+                let text =
+                    std::fs::read_to_string(&file).with_context(|| format!("reading {name}"))?;
+                client
+                    .post_file(&["workflows", "validate"], &[], &name, text)
+                    .await?;
+                output::print(&format!("{name}: valid\n"))?;
+            }
+            Ok(())
+        }
+    }
+}
