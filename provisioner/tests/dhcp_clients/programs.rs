@@ -1,17 +1,14 @@
-//! The DHCP server and real clients, each in a network namespace of its own. Needs root.
-
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
-
-mod dhcp_site;
-mod netns;
+//! DHCP client programs, a relay, strangers, garbage, and other servers.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::Ordering;
 
+use crate::netns::{Namespace, PATIENCE, Running, attempt, finish, wait_until};
+use crate::site::{
+    FAR, FAR_ADDRESS, MAC, POOLED, RESERVED, Site, US, ask_store, config, inventory,
+};
 use anneal_protocol::machine::Mac;
-use dhcp_site::{FAR, FAR_ADDRESS, MAC, POOLED, RESERVED, Site, US, ask_store, config, inventory};
 use dhcproto::{Decodable, Decoder, Encodable, v4};
-use netns::{Namespace, PATIENCE, Running, attempt, finish, wait_until};
 use provisioner::dhcp::probe::{ForeignServer, foreign_server};
 use provisioner::dhcp::{DhcpConfig, Server};
 use provisioner::event::{self, kind};

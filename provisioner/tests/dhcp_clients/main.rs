@@ -1,0 +1,8 @@
+//! The DHCP server and real clients, each in a network namespace of its own. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod firmware;
+mod netns;
+mod programs;
+mod site;
