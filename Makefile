@@ -9,7 +9,7 @@ NETBOOT := .cache/netboot
 IMAGE := .cache/debian.raw
 RACK := target/debug/virtual-rack
 
-.PHONY: help setup build netboot image demo lab lab-down test check \
+.PHONY: help setup build netboot image demo lab lab-down test check fuzz \
   test-workspace test-agent test-scenarios check-format check-lints check-agent check-deny
 
 help: ## list the targets
@@ -48,6 +48,11 @@ test-agent: setup
 
 test-scenarios: build netboot
 	$(SUDO) env "PATH=$$PATH" cargo test --no-fail-fast -p anneal-tests
+
+fuzz: setup ## a minute of mutated input for each parser that faces the network
+	@for target in fuzz/src/bin/*.rs; do \
+	  CARGO_TARGET_DIR=target/fuzz cargo run --quiet --manifest-path fuzz/Cargo.toml --bin "$$(basename "$$target" .rs)" -- 60 || exit 1; \
+	done
 
 check: check-format check-lints check-agent check-deny ## formatting, lints, licences and advisories
 
