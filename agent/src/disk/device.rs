@@ -18,11 +18,12 @@ const ALIGN: usize = 4096;
 /// Zeroing is done in pieces, so that it can be stopped.
 const ZERO_PIECE: u64 = 256 << 20;
 
-/// `BLKZEROOUT`, `BLKDISCARD`, `BLKFLSBUF`, `BLKRRPART` (linux/fs.h).
+/// `BLKZEROOUT`, `BLKDISCARD`, `BLKFLSBUF`, `BLKRRPART`, `BLKPG` (linux/fs.h, linux/blkpg.h).
 const BLKZEROOUT: libc::c_ulong = 0x127f;
 const BLKDISCARD: libc::c_ulong = 0x1277;
 const BLKFLSBUF: libc::c_ulong = 0x1261;
 const BLKRRPART: libc::c_ulong = 0x125f;
+const BLKPG: libc::c_ulong = 0x1269;
 
 /// Random access to a disk.
 pub trait Disk {
@@ -159,6 +160,42 @@ impl Disk for BlockDevice {
 pub(super) fn drop_cache(file: &File) {
     // Best effort: without it a look may be old, never wrong about a fresh boot.
     let _ = plain_ioctl(file, BLKFLSBUF);
+}
+
+/// Makes the kernel show a range of a disk as partition `number` (`BLKPG_ADD_PARTITION`,
+/// linux/blkpg.h).
+pub(super) fn add_partition(file: &File, number: u32, range: Range<u64>) -> io::Result<()> {
+    #[repr(C)]
+    struct Place {
+        start: i64,
+        length: i64,
+        number: libc::c_int,
+        unused: [u8; 128],
+    }
+    #[repr(C)]
+    struct Argument {
+        operation: libc::c_int,
+        flags: libc::c_int,
+        length: libc::c_int,
+        place: *mut Place,
+    }
+    const ADD: libc::c_int = 1;
+    let mut place = Place {
+        start: i64::try_from(range.start).map_err(io::Error::other)?,
+        length: i64::try_from(range.end - range.start).map_err(io::Error::other)?,
+        number: libc::c_int::try_from(number).map_err(io::Error::other)?,
+        unused: [0; 128],
+    };
+    let argument = Argument {
+        operation: ADD,
+        flags: 0,
+        length: size_of::<Place>() as libc::c_int,
+        place: &raw mut place,
+    };
+    // SAFETY: BLKPG reads the argument and the place it points to; both outlive the call and
+    // have the layout of struct blkpg_ioctl_arg and struct blkpg_partition.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKPG as _, &raw const argument) };
+    check(result)
 }
 
 fn to_usize(n: u64) -> io::Result<usize> {

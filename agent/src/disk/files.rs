@@ -78,7 +78,10 @@ pub fn write(options: &Options, action: &AgentAction) -> Result<WriteFileResult,
         )
     };
     put(&root, &new).map_err(failed)?;
-    rustix::fs::syncfs(&root).map_err(|e| failed(e.into()))?;
+    // The mount's own descriptor only names it; flushing needs an open directory.
+    make_directories(&root, &[])
+        .and_then(|top| Ok(rustix::fs::syncfs(&top)?))
+        .map_err(failed)?;
     tracing::info!(
         path,
         partition = name,

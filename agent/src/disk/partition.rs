@@ -16,6 +16,8 @@ use crate::step::fail;
 
 /// The kernel makes device nodes soon after it has read the table.
 const WAIT_FOR_NODE: Duration = Duration::from_secs(10);
+/// A kernel that knows the table's format has read it by then.
+const KERNEL_READS_TABLE: Duration = Duration::from_secs(1);
 /// Most entries of a GPT that are looked at (the standard's minimum and everybody's maximum).
 const MAX_ENTRIES: u32 = 128;
 /// Longest chain of logical partitions followed.
@@ -36,6 +38,13 @@ pub struct Partition {
     pub name: Option<String>,
     /// What is on it.
     pub file_system: Option<probe::FileSystem>,
+}
+
+impl Partition {
+    /// First byte behind it.
+    fn end(&self) -> u64 {
+        self.start.saturating_add(self.length)
+    }
 }
 
 /// Reads the table and looks into every partition.
@@ -152,12 +161,27 @@ pub fn locate(disk: &Found, wanted: &PartitionRef) -> Result<(Partition, PathBuf
     let partitions = read(&file, disk.info.sector_size).map_err(failed)?;
     let partition = find(&partitions, wanted, &disk.info.name)?;
     let block = Path::new("/sys/block").join(&disk.info.name);
-    let deadline = Instant::now() + WAIT_FOR_NODE;
+    let begin = Instant::now();
+    let mut told = false;
     loop {
-        if let Some(node) = node(&block, partition.number).filter(|n| n.exists()) {
+        if let Some(node) = node(&block, partition).filter(|n| n.exists()) {
             return Ok((partition.clone(), node));
         }
-        if Instant::now() > deadline {
+        if !told && begin.elapsed() > KERNEL_READS_TABLE {
+            // A kernel without this table's format: tell it what we found.
+            told = true;
+            let (number, range) = (partition.number, partition.start..partition.end());
+            device::add_partition(&file, number, range).map_err(|e| {
+                fail(
+                    FailureCode::Partition,
+                    format!(
+                        "the kernel does not take partition {number} of {}: {e}",
+                        disk.info.name
+                    ),
+                )
+            })?;
+        }
+        if begin.elapsed() > WAIT_FOR_NODE {
             return Err(fail(
                 FailureCode::Partition,
                 format!(
@@ -170,10 +194,14 @@ pub fn locate(disk: &Found, wanted: &PartitionRef) -> Result<(Partition, PathBuf
     }
 }
 
-fn node(block: &Path, number: u32) -> Option<PathBuf> {
+/// The device node of a partition, if the kernel sees it where the table says it is.
+fn node(block: &Path, partition: &Partition) -> Option<PathBuf> {
+    let number =
+        |path: PathBuf| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
     let entry = std::fs::read_dir(block).ok()?.flatten().find(|entry| {
-        std::fs::read_to_string(entry.path().join("partition"))
-            .is_ok_and(|text| text.trim() == number.to_string())
+        number(entry.path().join("partition")) == Some(u64::from(partition.number))
+            && number(entry.path().join("start")) == Some(partition.start / 512)
+            && number(entry.path().join("size")) == Some(partition.length / 512)
     })?;
     Some(Path::new("/dev").join(entry.file_name()))
 }
