@@ -415,3 +415,73 @@ pub struct NicInfo {
     /// Mbit/s, if the driver says.
     pub speed: Option<u32>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Reads bytes as every message there is; what can be read must survive the way back.
+    fn read_all(bytes: &[u8]) {
+        fn check<T: serde::de::DeserializeOwned + Serialize>(bytes: &[u8]) {
+            let Ok(message) = serde_json::from_slice::<T>(bytes) else {
+                return;
+            };
+            let text = serde_json::to_vec(&message).unwrap();
+            let again: T = serde_json::from_slice(&text).unwrap();
+            assert_eq!(serde_json::to_vec(&again).unwrap(), text);
+        }
+        check::<EnrollRequest>(bytes);
+        check::<EnrollResponse>(bytes);
+        check::<NextRequest>(bytes);
+        check::<Next>(bytes);
+        check::<Order>(bytes);
+        check::<Report>(bytes);
+        check::<StepResult>(bytes);
+    }
+
+    fn order() -> serde_json::Value {
+        serde_json::json!({
+            "next": "order",
+            "id": { "run": "0199", "step": 3, "attempt": 1 },
+            "name": "write the image",
+            "action": {
+                "uses": "stream-image",
+                "image": "blake3:00",
+                "disk": { "hints": { "type": "nvme", "min_size": 1_000_000 }, "protected": [{ "serial": "S5" }] },
+                "verify": "read-back"
+            },
+            "timeout_ms": 1_200_000
+        })
+    }
+
+    #[test]
+    fn an_order_reads_as_written() {
+        let next: Next = serde_json::from_value(order()).unwrap();
+        let written = serde_json::to_value(&next).unwrap();
+        assert_eq!(written["action"], order()["action"]);
+        assert_eq!(written["id"], order()["id"]);
+    }
+
+    #[test]
+    fn a_disk_hint_nobody_knows_is_refused() {
+        let mut order = order();
+        order["action"]["disk"]["hints"]["slot"] = "1".into();
+        assert!(serde_json::from_value::<Next>(order).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            read_all(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_order_never_panics(at in 0_usize..400, byte in any::<u8>()) {
+            let mut bytes = order().to_string().into_bytes();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            read_all(&bytes);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The daemon and the operator's CLI. `ARCHITECTURE.md` has the map and the invariants.
 
+pub mod app;
 pub mod bmc;
 pub mod boot;
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod event;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod metrics;
 pub mod pki;
 pub mod render;
 pub mod settings;

@@ -2,7 +2,10 @@
 //!
 //! Handlers record facts and intents; they decide nothing.
 
+pub mod agent;
+pub mod api;
 pub mod boot;
 pub mod files;
 pub mod listener;
+pub mod node;
 pub mod problem;

@@ -116,6 +116,17 @@ impl Store {
         .map_err(during("reading events"))
     }
 
+    /// Id of the newest event; 0 when there is none.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn last_event_id(&self) -> Result<i64> {
+        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM events")
+            .fetch_one(&self.reader)
+            .await
+            .map_err(during("reading the newest event"))
+    }
+
     /// The latest fact of each kind about a machine.
     ///
     /// # Errors

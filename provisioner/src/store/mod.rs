@@ -8,6 +8,7 @@
 
 mod api_keys;
 mod events;
+mod facts;
 mod images;
 mod leases;
 mod machines;
@@ -19,6 +20,7 @@ use std::path::Path;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 
+pub use api_keys::{ApiKeyRecord, StoredAnswer};
 pub use events::{EventRow, Sighting};
 pub use leases::{Lease, LeaseChange, LeaseState};
 pub use machines::{ApplyError, HistoryRow, MachineRow};

@@ -1,0 +1,181 @@
+//! Machines: look, apply an inventory file, remove.
+
+use anneal_protocol::api::{ApplyResult, BmcView, MachineView, Nic, Page, Problem, Role};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+
+use super::auth::Caller;
+use super::{ListQuery, page_size};
+use crate::app::Shared;
+use crate::clock::{now, rfc3339};
+use crate::event::Event;
+use crate::http::problem::{ApiError, ApiResult};
+use crate::machine::file;
+use crate::store::{ApplyError, MachineRow};
+
+/// How to apply.
+#[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyQuery {
+    /// Only say what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Lists machines by name.
+#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(ListQuery), responses((status = 200, body = Page<MachineView>)))]
+pub async fn list(
+    State(shared): State<Shared>,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<Page<MachineView>>> {
+    let limit = page_size(query.limit);
+    let rows = shared
+        .store
+        .machines(query.after.as_deref(), limit + 1)
+        .await?;
+    let more = rows.len() > limit as usize;
+    let mut items = Vec::with_capacity(rows.len());
+    for row in rows.into_iter().take(limit as usize) {
+        items.push(view(&shared, row).await?);
+    }
+    let next = items.last().filter(|_| more).map(|m| m.name.clone());
+    Ok(Json(Page { items, next }))
+}
+
+/// Shows a machine, with one sentence on what it waits for.
+#[utoipa::path(get, path = "/api/v1/machines/{name}", tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, body = MachineView), (status = 404, body = Problem)))]
+pub async fn show(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> ApiResult<Json<MachineView>> {
+    let row = shared.store.machine(&name).await?.ok_or_else(|| {
+        ApiError::not_found(
+            "machine-not-found",
+            format!("no machine is named \"{name}\": see `anneal machine list`"),
+        )
+    })?;
+    Ok(Json(view(&shared, row).await?))
+}
+
+/// Removes a machine from the inventory. Its disk is not touched.
+#[utoipa::path(delete, path = "/api/v1/machines/{name}", tag = "machines", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn remove(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> ApiResult<StatusCode> {
+    caller.must_be(Role::Admin)?;
+    shared.store.remove_machine(&name, now()).await?;
+    shared
+        .directory
+        .replace(shared.store.machine_snapshot().await?);
+    let message = format!("{} removed {name} from the inventory", caller.name);
+    shared
+        .recorder
+        .record(Event::new("machine.removed", message).machine(&name));
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Applies an inventory file: all of it or nothing. `X-File-Name` is the name to use in messages.
+#[utoipa::path(post, path = "/api/v1/inventory", tag = "machines", params(ApplyQuery),
+    request_body(content = String, content_type = "application/yaml"),
+    responses((status = 200, body = ApplyResult), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub async fn apply(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Query(query): Query<ApplyQuery>,
+    headers: HeaderMap,
+    text: String,
+) -> ApiResult<Json<ApplyResult>> {
+    caller.must_be(if query.dry_run {
+        Role::Viewer
+    } else {
+        Role::Operator
+    })?;
+    let inventory = file::parse(&text, &file_name(&headers, "inventory.yaml"))
+        .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;
+    let changes = shared
+        .store
+        .apply_inventory(&inventory, query.dry_run, now())
+        .await?;
+    if !query.dry_run {
+        shared
+            .directory
+            .replace(shared.store.machine_snapshot().await?);
+        for change in changes.iter().filter(|change| change.action != "unchanged") {
+            let message = format!(
+                "{} applied {}: {}",
+                caller.name, change.machine, change.action
+            );
+            let event = Event::new("machine.applied", message).machine(&change.machine);
+            let fields: Vec<&str> = change.fields.iter().map(|f| f.field.as_str()).collect();
+            shared
+                .recorder
+                .record(event.data(serde_json::json!({ "fields": fields })));
+        }
+    }
+    Ok(Json(ApplyResult {
+        dry_run: query.dry_run,
+        changes,
+    }))
+}
+
+/// The name of the file a body came from, as its sender calls it.
+pub(crate) fn file_name(headers: &HeaderMap, default: &str) -> String {
+    headers
+        .get("x-file-name")
+        .and_then(|value| value.to_str().ok())
+        .filter(|name| !name.is_empty() && name.len() <= 1024)
+        .unwrap_or(default)
+        .to_owned()
+}
+
+async fn view(shared: &Shared, row: MachineRow) -> ApiResult<MachineView> {
+    let why = shared.engine.why(&row.machine.name).await?;
+    let machine = row.machine;
+    let nics = machine
+        .nics
+        .iter()
+        .map(|nic| Nic {
+            mac: nic.mac,
+            address: nic.address.map(|a| a.to_string()),
+            boot: nic.boot,
+        })
+        .collect();
+    Ok(MachineView {
+        name: machine.name,
+        rack: machine.rack,
+        role: machine.role,
+        state: row.state,
+        why,
+        nics,
+        bmc: machine.bmc.map(|bmc| BmcView {
+            url: bmc.url,
+            username: bmc.username,
+            tls_sha256: bmc.tls_sha256,
+        }),
+        disk: machine.disk,
+        protected_disks: machine.protected_disks,
+        image: machine.image,
+        workflow: machine.workflow,
+        labels: machine.labels,
+        run: row.active_run.or(row.last_run),
+        node: row.node,
+        inventory: row.inventory,
+        updated_at: rfc3339(row.updated_at),
+    })
+}
+
+impl From<ApplyError> for ApiError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Invalid(error) => Self::invalid("inventory-invalid", error.to_string()),
+            ApplyError::Busy(error) => Self::conflict("run-active", error.to_string()),
+            ApplyError::Store(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The OpenAPI 3.1 document, made from the handlers themselves.
+
+use axum::Json;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+/// Describes the API.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(title = "anneal", description = "Bare-metal provisioning for immutable operating systems"),
+    paths(
+        super::machines::list, super::machines::show, super::machines::remove, super::machines::apply,
+        super::runs::provision, super::runs::list, super::runs::show, super::runs::cancel, super::runs::retry,
+        super::workflows::list, super::workflows::validate,
+        super::events::log, super::events::stream,
+        super::tokens::list,
+        super::images::list, super::images::show, super::images::add, super::images::remove,
+        super::keys::list, super::keys::create, super::keys::remove,
+    ),
+    modifiers(&Bearer),
+    security(("api_key" = []))
+)]
+pub struct Document;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        if let Some(components) = document.components.as_mut() {
+            components.add_security_scheme(
+                "api_key",
+                SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
+            );
+        }
+    }
+}
+
+/// `GET /api/v1/openapi.json`.
+pub async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_openapi_3_1_and_describes_the_main_job() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+        let provision = &document["paths"]["/api/v1/machines/{name}/provision"]["post"];
+        assert!(provision["requestBody"].is_object(), "{provision}");
+        assert!(document["components"]["schemas"]["RunView"].is_object());
+    }
+}

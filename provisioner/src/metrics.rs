@@ -1,0 +1,209 @@
+//! Metrics in OpenMetrics text, fed by the event stream: whatever is recorded is counted.
+//!
+//! Not here: decisions, and labels without a bound (machine names are not labels).
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use crate::event::{Recorder, kind};
+use crate::store::EventRow;
+use crate::workflow::Engine;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProtocolLabel {
+    protocol: String,
+}
+
+/// The daemon's metrics; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    events: Family<KindLabel, Counter>,
+    runs: Family<StateLabel, Counter>,
+    phases: Family<PhaseLabel, Histogram>,
+    boot_bytes: Family<ProtocolLabel, Counter>,
+    events_lost: Counter,
+    resident: Gauge<u64, AtomicU64>,
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("anneal");
+        let events = Family::default();
+        registry.register("events", "Events recorded, by kind", events.clone());
+        let runs = Family::default();
+        registry.register("runs", "Runs that reached a state", runs.clone());
+        let phases = Family::new_with_constructor(phase_histogram as fn() -> Histogram);
+        registry.register_with_unit(
+            "run_phase_duration",
+            "Time successful runs spent in each phase",
+            Unit::Seconds,
+            phases.clone(),
+        );
+        let boot_bytes = Family::default();
+        registry.register(
+            "boot_sent_bytes",
+            "Boot file bytes sent",
+            boot_bytes.clone(),
+        );
+        let events_lost = Counter::default();
+        registry.register(
+            "events_lost",
+            "Events dropped because the disk could not keep up",
+            events_lost.clone(),
+        );
+        let resident = Gauge::default();
+        registry.register_with_unit(
+            "resident_memory",
+            "Resident memory of the daemon",
+            Unit::Bytes,
+            resident.clone(),
+        );
+        let registry = Arc::new(registry);
+        Self {
+            registry,
+            events,
+            runs,
+            phases,
+            boot_bytes,
+            events_lost,
+            resident,
+        }
+    }
+
+    /// The exposition text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        if let Some(bytes) = resident_memory() {
+            self.resident.set(bytes);
+        }
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    /// Counts events until `stop`.
+    ///
+    /// # Errors
+    /// Never; the signature is that of a supervised task.
+    pub async fn run(
+        self,
+        recorder: Recorder,
+        engine: Engine,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut watcher = recorder.watch();
+        loop {
+            let row = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                row = watcher.recv() => row,
+            };
+            match row {
+                Ok(row) if row.id > 0 => self.count(&row, &engine).await,
+                // Shown, not stored: progress.
+                Ok(_) => {}
+                Err(RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "metrics fell behind the event stream");
+                }
+                Err(RecvError::Closed) => return Ok(()),
+            }
+            let lost = recorder.dropped();
+            self.events_lost
+                .inc_by(lost.saturating_sub(self.events_lost.get()));
+        }
+    }
+
+    async fn count(&self, row: &EventRow, engine: &Engine) {
+        let event = &row.event;
+        self.events
+            .get_or_create(&KindLabel {
+                kind: event.kind.clone(),
+            })
+            .inc();
+        let protocol = match event.kind.as_str() {
+            kind::TFTP => Some("tftp"),
+            kind::HTTP => Some("http"),
+            _ => None,
+        };
+        if let (Some(protocol), Some(bytes)) = (protocol, event.data["bytes"].as_u64()) {
+            let label = ProtocolLabel {
+                protocol: protocol.to_owned(),
+            };
+            self.boot_bytes.get_or_create(&label).inc_by(bytes);
+        }
+        let Some(state) = event.kind.strip_prefix(kind::RUN_PREFIX) else {
+            return;
+        };
+        self.runs
+            .get_or_create(&StateLabel {
+                state: state.to_owned(),
+            })
+            .inc();
+        let Some(run) = event.run.as_deref().filter(|_| state == "succeeded") else {
+            return;
+        };
+        match engine.view(run).await {
+            Ok(view) => {
+                for phase in view.phases {
+                    let label = PhaseLabel { phase: phase.name };
+                    let seconds = std::time::Duration::from_millis(phase.duration_ms).as_secs_f64();
+                    self.phases.get_or_create(&label).observe(seconds);
+                }
+            }
+            Err(error) => tracing::warn!(run, %error, "phases of a run could not be counted"),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// From half a second to about half an hour.
+fn phase_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.5, 2.0, 12))
+}
+
+/// Resident memory of this process in bytes, from `/proc/self/statm`.
+fn resident_memory() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * page_size())
+}
+
+fn page_size() -> u64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|size| u64::try_from(size).ok())
+        .unwrap_or(4096)
+}

@@ -1,0 +1,245 @@
+//! A daemon in this process, on loopback, and clients for it.
+#![allow(clippy::unwrap_used, missing_docs, dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anneal_protocol::cmdline::Boot;
+use provisioner::app::{App, Shared};
+use provisioner::machine::Cidr;
+use provisioner::settings::Settings;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+/// Two machines without a BMC, at loopback addresses.
+pub const INVENTORY: &str = r#"machines:
+  - name: r1n1
+    nics:
+      - { mac: "52:54:00:aa:00:01", address: 127.0.0.11/8, boot: true }
+    disk: { hints: { serial: "DISK1" } }
+    image: debian@99
+  - name: r1n2
+    nics:
+      - mac: "52:54:00:aa:00:02"
+        address: 127.0.0.12/8
+        boot: true
+    disk: { hints: { serial: "DISK2" } }
+"#;
+
+pub struct Daemon {
+    pub tls: String,
+    pub boot: String,
+    pub key: String,
+    pub admin: reqwest::Client,
+    pub anonymous: reqwest::Client,
+    ca: String,
+    shared: Shared,
+    task: JoinHandle<anyhow::Result<()>>,
+    state: TempDir,
+}
+
+pub struct NodeKey {
+    pub key_pem: String,
+    pub csr: String,
+}
+
+impl NodeKey {
+    pub fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let csr = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
+        Self {
+            key_pem: key.serialize_pem(),
+            csr: csr.pem().unwrap(),
+        }
+    }
+}
+
+pub fn settings(state: &Path) -> Settings {
+    let netboot = state.join("netboot");
+    boot_files(&netboot);
+    Settings {
+        state_dir: state.join("state"),
+        netboot_dir: netboot,
+        workflows_dir: None,
+        templates_dir: None,
+        interface: "lo".to_owned(),
+        address: Cidr {
+            ip: [127, 0, 0, 1].into(),
+            prefix: 8,
+        },
+        boot_port: 0,
+        tls_port: 0,
+        dhcp: None,
+        tftp: false,
+        agent_silence: Duration::from_secs(60),
+    }
+}
+
+/// Boot files with the right names and no meaning: nothing starts them here.
+fn boot_files(dir: &PathBuf) {
+    std::fs::create_dir_all(dir).unwrap();
+    for name in [
+        "undionly.kpxe",
+        "snponly.efi",
+        "ipxe.efi",
+        "ipxe-arm64.efi",
+        "vmlinuz",
+        "initramfs.img",
+    ] {
+        std::fs::write(dir.join(name), name).unwrap();
+    }
+}
+
+impl Daemon {
+    pub async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    pub async fn with_inventory() -> Self {
+        let daemon = Self::start().await;
+        let applied = daemon
+            .admin
+            .post(daemon.url("/api/v1/inventory"))
+            .body(INVENTORY)
+            .send()
+            .await
+            .unwrap();
+        let status = applied.status();
+        assert_eq!(status, 200, "{}", applied.text().await.unwrap());
+        daemon
+    }
+
+    pub async fn start_in(state: TempDir) -> Self {
+        // Several tests share the process; the second install is refused and harmless.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let app = App::build(settings(state.path())).await.unwrap();
+        let addresses = app.addresses().unwrap();
+        let shared = app.shared();
+        let context = std::fs::read(state.path().join("state/admin.context.json")).unwrap();
+        let context: Value = serde_json::from_slice(&context).unwrap();
+        let text = |key: &str| context[key].as_str().unwrap().to_owned();
+        let (ca, key) = (text("ca"), text("key"));
+        let task = tokio::spawn(app.run());
+        Self {
+            tls: format!("https://{}", addresses.tls),
+            boot: format!("http://{}", addresses.boot),
+            admin: client(&ca, Some(&key), None),
+            anonymous: client(&ca, None, None),
+            key,
+            ca,
+            shared,
+            task,
+            state,
+        }
+    }
+
+    /// Stops it as SIGTERM would and hands its state over.
+    pub async fn stop(self) -> TempDir {
+        self.shared.stop.cancel();
+        drop(self.shared);
+        let ended = tokio::time::timeout(Duration::from_secs(30), self.task).await;
+        ended.expect("the daemon stops in time").unwrap().ok();
+        self.state
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.tls)
+    }
+
+    pub fn client(&self, key: Option<&str>) -> reqwest::Client {
+        client(&self.ca, key, None)
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let answer = self.admin.get(self.url(path)).send().await.unwrap();
+        let status = answer.status();
+        let body: Value = answer.json().await.unwrap();
+        assert!(status.is_success(), "{path}: {body}");
+        body
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        let answer = self
+            .admin
+            .post(self.url(path))
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap_or(Value::Null))
+    }
+
+    /// Asks until the answer satisfies `wanted`, for 20 seconds at most.
+    pub async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let value = self.get(path).await;
+            if wanted(&value) {
+                return value;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "{path} stays {value}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The boot script for a MAC, asked for from a loopback address.
+    pub async fn script(&self, from: &str, mac: &str) -> String {
+        let url = format!("{}/boot/script/{mac}", self.boot);
+        client(&self.ca, None, Some(from))
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    }
+
+    pub async fn enroll(&self, from: &str, boot: &Boot, key: &NodeKey) -> (u16, Value) {
+        let body = json!({
+            "token": boot.token,
+            "machine": boot.machine,
+            "csr": key.csr,
+            "mac": boot.mac,
+            "boot_id": "boot-1",
+        });
+        let request = client(&self.ca, None, Some(from)).post(self.url("/agent/v1/enroll"));
+        let answer = request.json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub fn agent_client(&self, key: &NodeKey, certificate: &str) -> reqwest::Client {
+        let pem = format!("{certificate}\n{}", key.key_pem);
+        builder(&self.ca)
+            .identity(reqwest::Identity::from_pem(pem.as_bytes()).unwrap())
+            .build()
+            .unwrap()
+    }
+}
+
+fn builder(ca: &str) -> reqwest::ClientBuilder {
+    let ca = reqwest::Certificate::from_pem(ca.as_bytes()).unwrap();
+    reqwest::Client::builder()
+        .tls_certs_only([ca])
+        .timeout(Duration::from_secs(60))
+}
+
+fn client(ca: &str, key: Option<&str>, from: Option<&str>) -> reqwest::Client {
+    let mut builder = builder(ca);
+    if let Some(key) = key {
+        let mut headers = reqwest::header::HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {key}").parse().unwrap());
+        builder = builder.default_headers(headers);
+    }
+    if let Some(from) = from {
+        builder = builder.local_address(from.parse::<std::net::IpAddr>().unwrap());
+    }
+    builder.build().unwrap()
+}
