@@ -257,11 +257,10 @@ impl App {
         if let Some(server) = self.tftp {
             spawn(&mut tasks, "TFTP", server.run(stop.clone()));
         }
-        spawn(
-            &mut tasks,
-            "the workflow engine",
-            shared.engine.clone().run(stop.clone()),
-        );
+        let (engine, engine_stop) = (shared.engine.clone(), stop.clone());
+        spawn(&mut tasks, "the workflow engine", async move {
+            engine.run(engine_stop).await
+        });
         let metrics = shared.metrics.clone();
         let watched = metrics.run(shared.recorder.clone(), shared.engine.clone(), stop.clone());
         spawn(&mut tasks, "metrics", watched);

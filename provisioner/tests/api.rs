@@ -1,5 +1,5 @@
 //! The daemon's HTTP surfaces, over real sockets and TLS: DHCP and TFTP are off (they have their
-//! own tests), machines are loopback addresses, and their "firmware" is this test.
+//! own tests), and the machines' "firmware" is this test.
 
 mod daemon;
 
@@ -317,7 +317,7 @@ async fn booted(daemon: &Daemon) -> (String, Boot) {
         )
         .await;
     assert_eq!(status, 201, "{run}");
-    let script = daemon.script("127.0.0.11", "52-54-00-aa-00-01").await;
+    let script = daemon.script("10.77.0.11", "52-54-00-aa-00-01").await;
     let line = script
         .lines()
         .find(|l| l.contains("anneal.token="))
@@ -337,14 +337,14 @@ async fn a_boot_token_is_good_once_for_one_key() {
         ("r1n1", run.as_str())
     );
     let key = NodeKey::new();
-    let (status, first) = daemon.enroll("127.0.0.11", &boot, &key).await;
+    let (status, first) = daemon.enroll("10.77.0.11", &boot, &key).await;
     assert_eq!(status, 200, "{first}");
-    let (status, repeat) = daemon.enroll("127.0.0.11", &boot, &key).await;
+    let (status, repeat) = daemon.enroll("10.77.0.11", &boot, &key).await;
     assert_eq!(
         status, 200,
         "a repeat by the same key is the same use: {repeat}"
     );
-    let (status, replay) = daemon.enroll("127.0.0.11", &boot, &NodeKey::new()).await;
+    let (status, replay) = daemon.enroll("10.77.0.11", &boot, &NodeKey::new()).await;
     assert_eq!(
         (status, replay["code"].as_str()),
         (403, Some("token-refused")),
@@ -379,18 +379,18 @@ async fn a_boot_token_is_good_once_for_one_key() {
 async fn a_boot_token_is_refused_from_another_machine_and_after_a_new_script() {
     let daemon = Daemon::with_inventory().await;
     let (_, old) = booted(&daemon).await;
-    let (status, other) = daemon.enroll("127.0.0.12", &old, &NodeKey::new()).await;
+    let (status, other) = daemon.enroll("10.77.0.12", &old, &NodeKey::new()).await;
     assert_eq!(status, 403, "{other}");
-    let script = daemon.script("127.0.0.11", "52-54-00-aa-00-01").await;
+    let script = daemon.script("10.77.0.11", "52-54-00-aa-00-01").await;
     assert!(script.contains("anneal.token="));
-    let (status, late) = daemon.enroll("127.0.0.11", &old, &NodeKey::new()).await;
+    let (status, late) = daemon.enroll("10.77.0.11", &old, &NodeKey::new()).await;
     assert_eq!(
         status, 403,
         "a newer script makes the older token worthless: {late}"
     );
-    let stranger = daemon.script("127.0.0.12", "52-54-00-aa-00-01").await;
+    let stranger = daemon.script("10.77.0.12", "52-54-00-aa-00-01").await;
     assert!(!stranger.contains("anneal.token="), "{stranger}");
-    let unknown = daemon.script("127.0.0.11", "52-54-00-bb-00-01").await;
+    let unknown = daemon.script("10.77.0.11", "52-54-00-bb-00-01").await;
     assert!(!unknown.contains("anneal.token="), "{unknown}");
     daemon.stop().await;
 }
@@ -400,7 +400,7 @@ async fn an_agent_speaks_for_its_own_run_only() {
     let daemon = Daemon::with_inventory().await;
     let (run, boot) = booted(&daemon).await;
     let key = NodeKey::new();
-    let (status, enrolled) = daemon.enroll("127.0.0.11", &boot, &key).await;
+    let (status, enrolled) = daemon.enroll("10.77.0.11", &boot, &key).await;
     assert_eq!(status, 200, "{enrolled}");
     let agent = daemon.agent_client(&key, enrolled["certificate"].as_str().unwrap());
     let ask = |run: &str| {
@@ -428,7 +428,7 @@ async fn an_agent_speaks_for_its_own_run_only() {
 #[tokio::test]
 async fn a_machine_without_a_run_boots_its_disk() {
     let daemon = Daemon::with_inventory().await;
-    let script = daemon.script("127.0.0.11", "52-54-00-aa-00-01").await;
+    let script = daemon.script("10.77.0.11", "52-54-00-aa-00-01").await;
     assert!(script.starts_with("#!ipxe"), "{script}");
     assert!(!script.contains("anneal.token="), "{script}");
     daemon.stop().await;
@@ -459,7 +459,7 @@ async fn a_taken_port_is_refused_by_name() {
         .expect("must be refused");
     let text = format!("{error:#}");
     assert!(
-        text.contains(&format!("127.0.0.1:{port}"))
+        text.contains(&format!("10.77.0.1:{port}"))
             && text.contains("another program has this port"),
         "{text}"
     );

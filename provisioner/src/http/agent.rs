@@ -5,6 +5,7 @@
 //! what is next.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anneal_protocol::agent::{
@@ -198,7 +199,7 @@ async fn report(
     Ok(Json(
         shared
             .engine
-            .report(&agent.0.machine, report)
+            .report(&agent.0.machine, &report)
             .await
             .map_err(internal)?,
     ))
@@ -212,7 +213,7 @@ async fn result(
     agent.must_own(&result.order.run)?;
     shared
         .engine
-        .result(&agent.0.machine, result)
+        .result(&agent.0.machine, &result)
         .await
         .map_err(internal)?;
     Ok(StatusCode::NO_CONTENT)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::bmc::BmcControl;
 use crate::event::Recorder;
+use crate::image::{Catalog, ImageError};
 use crate::render::{ImageFacts, Renderer};
 use crate::store::Store;
 use crate::token::{Purpose, Tokens};
@@ -79,4 +80,26 @@ pub trait ImageSource: Debug + Send + Sync {
         &'a self,
         reference: &'a str,
     ) -> Boxed<'a, anyhow::Result<Option<ImageFacts>>>;
+}
+
+impl ImageSource for Catalog {
+    fn resolve_image<'a>(
+        &'a self,
+        reference: &'a str,
+    ) -> Boxed<'a, anyhow::Result<Option<ImageFacts>>> {
+        Box::pin(async move {
+            match self.resolve(reference).await {
+                Ok(image) => Ok(Some(ImageFacts {
+                    id: image.id,
+                    name: image.name,
+                    version: image.version,
+                    os: image.os,
+                    size: image.size,
+                    sha256: image.sha256,
+                })),
+                Err(ImageError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
 }

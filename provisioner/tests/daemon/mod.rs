@@ -1,4 +1,5 @@
-//! A daemon in this process, on loopback, and clients for it.
+//! A daemon in this process and clients for it, in a network namespace of the test's own thread:
+//! its `lo` has the addresses of daemon and machines. Needs root.
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 use std::path::{Path, PathBuf};
@@ -12,17 +13,17 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-/// Two machines without a BMC, at loopback addresses.
+/// Two machines without a BMC.
 pub const INVENTORY: &str = r#"machines:
   - name: r1n1
     nics:
-      - { mac: "52:54:00:aa:00:01", address: 127.0.0.11/8, boot: true }
+      - { mac: "52:54:00:aa:00:01", address: 10.77.0.11/24, boot: true }
     disk: { hints: { serial: "DISK1" } }
     image: debian@99
   - name: r1n2
     nics:
       - mac: "52:54:00:aa:00:02"
-        address: 127.0.0.12/8
+        address: 10.77.0.12/24
         boot: true
     disk: { hints: { serial: "DISK2" } }
 "#;
@@ -67,8 +68,8 @@ pub fn settings(state: &Path) -> Settings {
         templates_dir: None,
         interface: "lo".to_owned(),
         address: Cidr {
-            ip: [127, 0, 0, 1].into(),
-            prefix: 8,
+            ip: [10, 77, 0, 1].into(),
+            prefix: 24,
         },
         boot_port: 0,
         tls_port: 0,
@@ -93,8 +94,29 @@ fn boot_files(dir: &PathBuf) {
     }
 }
 
+/// Moves this thread (and the threads and processes it starts from now on) into a network
+/// namespace of its own, which goes away with them.
+fn own_network() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+        .expect("tests of the daemon need root: a network namespace each");
+    let ip = |words: &str| {
+        let status = std::process::Command::new("ip")
+            .args(words.split(' '))
+            .status();
+        assert!(
+            status.expect("`ip` (package iproute2)").success(),
+            "ip {words}"
+        );
+    };
+    ip("link set lo up");
+    for host in [1, 11, 12] {
+        ip(&format!("address add 10.77.0.{host}/24 dev lo"));
+    }
+}
+
 impl Daemon {
     pub async fn start() -> Self {
+        own_network();
         Self::start_in(tempfile::tempdir().unwrap()).await
     }
 

@@ -115,7 +115,9 @@ pub async fn retry(
 /// Records who asked.
 fn said(shared: &Shared, caller: &Caller, run: &str, what: &str) {
     let message = format!("{} {what} the run", caller.name);
-    shared.recorder.record(Event::new("request.run", message).run(run));
+    shared
+        .recorder
+        .record(Event::new("request.run", message).run(run));
 }
 
 impl From<StartError> for ApiError {
