@@ -50,8 +50,12 @@ impl SigningKey {
     /// # Errors
     /// When the key cannot be encoded.
     pub fn to_pem(&self) -> Result<String, KeyError> {
-        self.0
-            .to_pkcs8_pem(LineEnding::LF)
+        // Without the public half (PKCS#8 version 1): OpenSSL 3.0 reads no other.
+        let key = ed25519_dalek::pkcs8::KeypairBytes {
+            secret_key: self.0.to_bytes(),
+            public_key: None,
+        };
+        key.to_pkcs8_pem(LineEnding::LF)
             .map(|pem| pem.to_string())
             .map_err(|_| KeyError::Private)
     }
