@@ -32,7 +32,7 @@ fi
 
 missing=()
 for tool in mmdebstrap:mmdebstrap mksquashfs:squashfs-tools mkfs.vfat:dosfstools mcopy:mtools \
-	sgdisk:gdisk mkfs.ext4:e2fsprogs grub-mkimage:grub-common veritysetup:cryptsetup-bin python3:python3; do
+	sfdisk:fdisk mkfs.ext4:e2fsprogs grub-mkimage:grub-common veritysetup:cryptsetup-bin python3:python3; do
 	command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
 done
 [ -d /usr/lib/grub/i386-pc ] || missing+=(grub-pc-bin)
@@ -62,7 +62,7 @@ root_tree() {
 # The read-only root and its hash tree in one file: $work/root.img; sets blocks and root_hash.
 root_image() {
 	mksquashfs "$work/root" "$work/root.img" -quiet -no-progress -comp zstd -Xcompression-level 12 \
-		-b 256K -noappend -xattrs -e proc/\* sys/\* dev/\* run/\* tmp/\* >/dev/null
+		-b 64K -noappend -xattrs -e proc/\* sys/\* dev/\* run/\* tmp/\* >/dev/null
 	truncate -s %4096 "$work/root.img"
 	blocks=$(($(stat -c %s "$work/root.img") / 4096))
 	root_hash=$(veritysetup format --no-superblock --salt=- --data-blocks="$blocks" \
@@ -103,16 +103,16 @@ disk() {
 	local esp=4 config=68 root=84
 	local state=$((root + root_mib))
 	truncate -s $(((state + state_mib + 4) * mib)) "$disk"
-	part() { # number name type start-MiB size-MiB
-		sgdisk --new="$1:$(($4 * 2048)):$((($4 + $5) * 2048 - 1))" --typecode="$1:$3" --change-name="$1:$2" \
-			--partition-guid="$1:$(uuid "$(echo "$2" | tr '[:upper:]' '[:lower:]')")" "$disk" >/dev/null
-	}
-	sgdisk --clear --disk-guid="$(uuid disk)" "$disk" >/dev/null
-	part 1 BIOS ef02 1 1
-	part 2 ESP ef00 $esp 64
-	part 3 CONFIG 0700 $config 16
-	part 4 ROOT 8304 $root "$root_mib"
-	part 5 STATE 8300 $state "$state_mib"
+	sfdisk --quiet "$disk" <<-END
+		label: gpt
+		label-id: $(uuid disk)
+		unit: sectors
+		start=$((1 * 2048)), size=$((1 * 2048)), type=21686148-6449-6E6F-744E-656564454649, uuid=$(uuid bios), name=BIOS
+		start=$((esp * 2048)), size=$((64 * 2048)), type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, uuid=$(uuid esp), name=ESP
+		start=$((config * 2048)), size=$((16 * 2048)), type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, uuid=$(uuid config), name=CONFIG
+		start=$((root * 2048)), size=$((root_mib * 2048)), type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, uuid=$(uuid root), name=ROOT
+		start=$((state * 2048)), size=$((state_mib * 2048)), type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, uuid=$(uuid state), name=STATE
+	END
 
 	truncate -s 16M "$work/config.img"
 	mkfs.vfat -n CIDATA -i "$(uuid config | cut -c1-8)" "$work/config.img" >/dev/null
@@ -127,10 +127,16 @@ disk() {
 	python3 "$here/bios_boot.py" "$disk" /usr/lib/grub/i386-pc/boot.img "$work/core.img" 2048 2048
 }
 
-root_tree
-root_image
-esp
-disk
-mv "$work/disk.raw" "$out"
-echo "$key" >"$out.key"
-echo "built $out: $(($(stat -c %s "$out") / mib)) MiB, root $(($(stat -c %s "$work/root.img") / mib)) MiB, initramfs $(($(stat -c %s "$work/initrd.img") / mib)) MiB"
+# In a function, so that bash has read all of this file before the minutes that it takes.
+main() {
+	root_tree
+	root_image
+	esp
+	disk
+	mv "$work/disk.raw" "$out"
+	echo "$key" >"$out.key"
+	echo "built $out: $(($(stat -c %s "$out") / mib)) MiB, root $(($(stat -c %s "$work/root.img") / mib)) MiB, initramfs $(($(stat -c %s "$work/initrd.img") / mib)) MiB"
+}
+
+main
+exit
