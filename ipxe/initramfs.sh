@@ -12,6 +12,7 @@
 #              ANNEAL_AGENT=FILE                 use this agent binary, build nothing
 #              CARGO_TARGET_DIR                  as for cargo
 set -euo pipefail
+shopt -s inherit_errexit
 
 [ $# -eq 1 ] || { echo "usage: $0 OUT_DIR" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
@@ -46,7 +47,7 @@ kernel_packages() {
     local meta package version
     for meta in linux-image-amd64 linux-image-generic; do
         package=$(apt-cache depends --important "$meta" 2>/dev/null \
-            | sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -1)
+            | sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p;T;q' || true)
         [ -n "$package" ] && break
     done
     [ -n "$package" ] || die "apt knows no linux-image-amd64 or linux-image-generic; run apt-get update"
@@ -63,21 +64,23 @@ fetch_kernel() {
         echo "$ANNEAL_KERNEL_DEB" | tr ':' '\n' | xargs -n1 realpath
         return
     fi
-    local packages uris uri name
-    mapfile -t packages < <(kernel_packages)
-    [ ${#packages[@]} -gt 0 ] || exit 1
-    uris=$(cd "$cache" && apt-get download --print-uris "${packages[@]}") || die "apt cannot find ${packages[*]}; run apt-get update"
-    while read -r uri; do
-        # 'URI' NAME SIZE HASH
-        name=$(echo "$uri" | awk '{print $2}')
+    local packages list uris name
+    # Not mapfile < <(...): a failure in there would be lost.
+    list=$(kernel_packages)
+    mapfile -t packages <<<"$list"
+    # An empty folder: apt prints nothing for files that are there already.
+    rm -rf "$cache/fetch" && mkdir "$cache/fetch"
+    uris=$(cd "$cache/fetch" && apt-get download --print-uris "${packages[@]}") || die "apt cannot find ${packages[*]}; run apt-get update"
+    # 'URI' NAME SIZE HASH
+    while read -r _ name _; do
         if [ ! -s "$cache/$name" ]; then
             say "fetching $name" >&2
-            rm -rf "$cache/fetch" && mkdir "$cache/fetch"
             (cd "$cache/fetch" && apt-get download -q "${name%%_*}" >/dev/null 2>&1) || die "apt-get download ${name%%_*} failed"
             mv "$cache"/fetch/*.deb "$cache/$name"
         fi
         echo "$cache/$name"
     done <<<"$uris"
+    rm -rf "$cache/fetch"
 }
 
 # Unpacks the packages once into $cache/kernel-<digest of their names>.
@@ -108,46 +111,66 @@ wanted_modules() {
     done | sort -u
 }
 
+# archive TREE: TREE as a compressed cpio archive on standard output.
+archive() {
+    (cd "$1" && find . -mindepth 1 -print0 | LC_ALL=C sort -z \
+        | cpio --null --quiet --create --format=newc --owner=0:0 --reproducible) \
+        | zstd -q -15 -T0 -c
+}
+
+# The first archive: folders and modules. Large, and the same until the kernel or the list changes.
+modules_archive() {
+    local kernel=$1 version=$2 tree=$cache/tree modules module indexes
+    modules=$(wanted_modules "$kernel" "$version")
+    [ -n "$modules" ] || die "no module of modules.list is in $version"
+    indexes=lib/modules/$version
+    rm -rf "$tree"
+    mkdir -p "$tree"/{dev,proc,sys,run,tmp,sbin,"$indexes"}
+    # The kernel asks for more modules by starting /sbin/modprobe; the agent answers to that name.
+    ln -s ../init "$tree/sbin/modprobe"
+    while read -r module; do
+        install -D -m 0644 "$kernel/$indexes/$module" "$tree/$indexes/$module"
+    done <<<"$modules"
+    cp "$kernel/$indexes"/modules.{order,builtin} "$tree/$indexes/"
+    [ ! -e "$kernel/$indexes/modules.builtin.modinfo" ] || cp "$kernel/$indexes/modules.builtin.modinfo" "$tree/$indexes/"
+    depmod -b "$tree" "$version"
+    # The agent reads the text indexes; the binary ones are kmod's.
+    rm -f "$tree/$indexes"/modules.*.bin "$tree/$indexes"/modules.{order,builtin.modinfo,symbols,devname}
+    archive "$tree" >"$cache/modules.img.new"
+    rm -rf "$tree"
+    mv "$cache/modules.img.new" "$cache/modules.img"
+    say "kernel $version with $(echo "$modules" | wc -l) modules packed"
+}
+
+digest() { sha256sum | cut -d' ' -f1; }
+
 agent=$(build_agent)
 debs_text=$(fetch_kernel)
 mapfile -t debs <<<"$debs_text"
 kernel=$(unpack_kernel "${debs[@]}")
 version=$(ls "$kernel/lib/modules")
 
-stamp=$( { sha256sum "$agent" "$here/modules.list" "$0" | cut -d' ' -f1; printf '%s\n' "${debs[@]##*/}"; } | sha256sum | cut -d' ' -f1)
+base=$( { sha256sum <"$here/modules.list"; sha256sum <"$0"; printf '%s\n' "${debs[@]##*/}"; } | digest)
+stamp=$( { echo "$base"; sha256sum <"$agent"; } | digest)
 if [ "$(cat "$cache/stamp" 2>/dev/null)" = "$stamp" ] && [ -s "$out/vmlinuz" ] && [ -s "$out/initramfs.img" ]; then
     say "up to date: $out/vmlinuz, $out/initramfs.img ($version)"
     exit 0
 fi
+if [ "$(cat "$cache/base" 2>/dev/null)" != "$base" ] || [ ! -s "$cache/modules.img" ]; then
+    modules_archive "$kernel" "$version"
+    echo "$base" >"$cache/base"
+fi
 
-tree=$cache/tree
-rm -rf "$tree"
-mkdir -p "$tree"/{dev,proc,sys,run,tmp,sbin,etc,"lib/modules/$version"}
-install -m 0755 "$agent" "$tree/init"
-# The kernel asks for more modules by starting /sbin/modprobe; the agent answers to that name.
-ln -s ../init "$tree/sbin/modprobe"
-modules=$(wanted_modules "$kernel" "$version")
-[ -n "$modules" ] || die "no module of modules.list is in $version"
-while read -r module; do
-    install -D -m 0644 "$kernel/lib/modules/$version/$module" "$tree/lib/modules/$version/$module"
-done <<<"$modules"
-cp "$kernel/lib/modules/$version"/modules.{order,builtin} "$tree/lib/modules/$version/"
-[ ! -e "$kernel/lib/modules/$version/modules.builtin.modinfo" ] || cp "$kernel/lib/modules/$version/modules.builtin.modinfo" "$tree/lib/modules/$version/"
-depmod -b "$tree" "$version"
-# The agent reads the text indexes; the binary ones are kmod's.
-rm -f "$tree/lib/modules/$version"/modules.*.bin "$tree/lib/modules/$version"/modules.{order,builtin.modinfo,symbols,devname}
-
-(cd "$tree" && find . -print0 | LC_ALL=C sort -z \
-    | cpio --null --quiet --create --format=newc --owner=0:0 --reproducible) >"$cache/initramfs.cpio"
-zstd -q -f -19 -T0 "$cache/initramfs.cpio" -o "$out/initramfs.img.new"
+# The second archive: the agent. The kernel unpacks both, one after the other.
+rm -rf "$cache/agent"
+install -D -m 0755 "$agent" "$cache/agent/init"
+{ cat "$cache/modules.img"; archive "$cache/agent"; } >"$out/initramfs.img.new"
 cp "$kernel/boot/vmlinuz-$version" "$out/vmlinuz.new"
 mv "$out/initramfs.img.new" "$out/initramfs.img"
 mv "$out/vmlinuz.new" "$out/vmlinuz"
 echo "$stamp" >"$cache/stamp"
 
-say "kernel $version, $(echo "$modules" | wc -l) modules, agent $(stat -c %s "$agent") bytes"
-say "unpacked initramfs: $(stat -c %s "$cache/initramfs.cpio") bytes"
-rm -f "$cache/initramfs.cpio"
+say "agent: $(stat -c %s "$agent") bytes, kernel $version"
 for file in vmlinuz initramfs.img; do
     say "$out/$file: $(stat -c %s "$out/$file") bytes"
 done

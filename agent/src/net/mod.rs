@@ -51,12 +51,12 @@ fn configure(nic: &str, address: Address) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sets the clock when it is off by more than a second: certificates have lifetimes, and boards
-/// with empty batteries think it is 1970.
+/// Sets the clock when it is off by more than a minute: certificates have lifetimes, and boards
+/// with empty batteries think it is 1970. Less than that is the time it took to boot.
 pub fn set_clock(secs: i64) {
     use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
     let now = clock_gettime(ClockId::Realtime);
-    if now.tv_sec.abs_diff(secs) <= 1 {
+    if now.tv_sec.abs_diff(secs) <= 60 {
         return;
     }
     let time = Timespec {
