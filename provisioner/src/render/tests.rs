@@ -144,3 +144,32 @@ fn knows_whether_the_token_was_used() {
     assert!(used.token_used());
     assert_eq!(text, "x (redacted)");
 }
+
+#[test]
+fn every_built_in_template_renders_for_a_machine_without_leaking_the_token() {
+    let image = ImageFacts {
+        id: "blake3:11".into(),
+        name: "debian".into(),
+        version: "12".into(),
+        os: "debian".into(),
+        size: 1,
+        sha256: "aa".into(),
+    };
+    let phone_home = PhoneHome {
+        url: "https://10.77.0.1:8443/node/v1/phone-home".into(),
+        token: REDACTED.into(),
+    };
+    let context = Context::new(
+        &machine(),
+        Some(&image),
+        "run-1",
+        "https://10.77.0.1:8443",
+        "PEM",
+        phone_home,
+    );
+    let renderer = Renderer::new(None).unwrap();
+    for name in renderer.names() {
+        let text = renderer.render(name, &context).unwrap();
+        assert!(!text.trim().is_empty(), "{name}");
+    }
+}

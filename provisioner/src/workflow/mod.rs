@@ -42,6 +42,8 @@ pub use library::{DEFAULT, LibraryError};
 pub use start::{StartError, StartRun};
 
 #[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
 mod rack;
 #[cfg(test)]
 mod tests;

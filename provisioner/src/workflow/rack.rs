@@ -151,12 +151,21 @@ impl World {
             let daemon = self.daemon.read().unwrap().clone();
             if let Some(daemon) = daemon
                 && !daemon.engine.inner.crash.happened()
-                && let Ok(answer) = ask(daemon).await
+                && let Ok(answer) = ask(daemon.clone()).await
+                && self.is_alive(&daemon)
             {
                 return answer;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// An answer of a daemon that died meanwhile never arrives.
+    fn is_alive(&self, daemon: &Daemon) -> bool {
+        let current = self.daemon.read().unwrap();
+        current
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(&now.engine.inner, &daemon.engine.inner))
     }
 
     async fn seen(&self, kind: &str, run: Option<&str>, data: serde_json::Value) {
@@ -379,6 +388,8 @@ impl World {
 pub(super) struct Rack {
     pub(super) world: Arc<World>,
     pub(super) store: Store,
+    /// How long its daemons let an agent be silent.
+    pub(super) silence: Duration,
     dir: tempfile::TempDir,
     life: tokio::task::JoinHandle<()>,
     daemon: Option<(
@@ -416,6 +427,7 @@ impl Rack {
         Self {
             world,
             store,
+            silence: Duration::from_secs(30),
             dir,
             life,
             daemon: None,
@@ -439,7 +451,7 @@ impl Rack {
             tokens: self.world.clone(),
             images: self.world.clone(),
             workflows_dir: Some(self.dir.path().to_owned()),
-            agent_silence: Duration::from_millis(400),
+            agent_silence: self.silence,
             node_url: "https://10.77.0.1:8443".into(),
             ca_pem: "PEM".into(),
         });
@@ -504,7 +516,7 @@ impl Rack {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        match tokio::time::timeout(Duration::from_secs(60), over).await {
+        match tokio::time::timeout(Duration::from_secs(120), over).await {
             Ok(row) => row,
             Err(_) => panic!("the run did not end: {:?}", self.store.run(run).await),
         }

@@ -1,6 +1,10 @@
 //! Runs against a machine made of code: the whole way, faults, and a daemon killed at every
 //! commit.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anneal_protocol::agent::{OrderId, Report};
 use anneal_protocol::machine::MachineState;
 
 use super::rack::{MACHINE, Rack};
@@ -8,16 +12,16 @@ use super::run::{RunState, StepState};
 
 const INSTALL: &str = r#"
 name: install-image
-timeout: 60s
+timeout: 10m
 steps:
-  - { uses: netboot, timeout: 5s, retry_delay: 10ms }
-  - { name: write, uses: stream-image, timeout: 10s, retry_delay: 10ms }
+  - { uses: netboot, timeout: 1m, retry_delay: 10ms }
+  - { name: write, uses: stream-image, timeout: 1m, retry_delay: 10ms }
   - name: user-data
     uses: write-file
     retry_delay: 10ms
     with: { partition: { label: CIDATA }, path: /user-data, contents: "{{ render(image.os ~ '/user-data') }}" }
-  - { uses: reboot, timeout: 5s, retry_delay: 10ms }
-  - { uses: wait-phone-home, timeout: 5s }
+  - { uses: reboot, timeout: 1m, retry_delay: 10ms }
+  - { uses: wait-phone-home, timeout: 1m }
 on_failure:
   - uses: collect-evidence
 "#;
@@ -97,4 +101,133 @@ async fn survives_being_killed_at_every_commit() {
         points += 1;
     }
     assert!(points > 20, "only {points} places to die");
+}
+
+/// Waits until something is so, for at most a minute.
+async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "never: {what}");
+}
+
+#[tokio::test]
+async fn one_fault_of_each_kind_costs_an_attempt_and_not_the_run() {
+    for fault in ["bmc", "reset", "hang", "failure"] {
+        let mut rack = Rack::new(INSTALL).await;
+        let faults = &rack.world.faults;
+        let (counter, step, cycles) = match fault {
+            "bmc" => (&faults.bmc_errors, 0, 1),
+            "reset" => (&faults.resets, 1, 1),
+            "hang" => (&faults.hangs, 1, 2),
+            _ => (&faults.failures, 1, 1),
+        };
+        counter.store(1, Ordering::SeqCst);
+        if fault == "hang" {
+            rack.silence = Duration::from_millis(500);
+        }
+        let engine = rack.start_daemon(None);
+        let run = engine.start(&Rack::request()).await.unwrap();
+        let row = rack.wait(&run).await;
+        assert_eq!(row.state, RunState::Succeeded, "{fault}: {}", row.reason);
+        let (_, _, steps) = rack.store.run(&run).await.unwrap();
+        assert!(steps[step].attempt >= 2, "{fault}: {:?}", steps[step]);
+        assert!(*rack.world.cycles.borrow() >= cycles, "{fault}");
+        rack.assert_same_inputs();
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_stays_mute_fails_the_run_and_retry_goes_on_from_there() {
+    let workflow = INSTALL.replace(
+        "wait-phone-home, timeout: 1m",
+        "wait-phone-home, timeout: 300ms",
+    );
+    let mut rack = Rack::new(&workflow).await;
+    rack.world.faults.mute.store(1, Ordering::SeqCst);
+    let engine = rack.start_daemon(None);
+    let run = engine.start(&Rack::request()).await.unwrap();
+    let row = rack.wait(&run).await;
+    assert_eq!(row.state, RunState::Failed);
+    assert_eq!(
+        row.reason,
+        "step `wait-phone-home` failed: the installed system did not phone home within 300ms"
+    );
+    assert_eq!(machine_state(&rack).await, (MachineState::Failed, None));
+    let (_, _, steps) = rack.store.run(&run).await.unwrap();
+    assert_eq!(
+        steps[5].state,
+        StepState::Skipped,
+        "no agent to collect evidence"
+    );
+    // Somebody presses the button: without an active run the machine starts its disk.
+    rack.world.cycles.send_modify(|n| *n += 1);
+    until("the node calls home", async || {
+        let seen = rack.store.sightings(MACHINE).await.unwrap();
+        seen.iter()
+            .any(|s| s.kind == crate::event::kind::PHONE_HOME)
+    })
+    .await;
+    engine.retry(&run).await.unwrap();
+    assert_eq!(rack.wait(&run).await.state, RunState::Succeeded);
+    assert_eq!(
+        machine_state(&rack).await,
+        (MachineState::Provisioned, None)
+    );
+    let error = engine.retry(&run).await.unwrap_err().to_string();
+    assert!(
+        error.contains("only a run that failed can be retried"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn cancel_and_alarm_stop_a_run_at_once_and_the_agent_is_told() {
+    let mut rack = Rack::new(INSTALL).await;
+    rack.world.faults.hangs.store(2, Ordering::SeqCst);
+    let engine = rack.start_daemon(None);
+    for expected in [RunState::Cancelled, RunState::Failed] {
+        let before = rack.world.carried.lock().unwrap().len();
+        let run = engine.start(&Rack::request()).await.unwrap();
+        let second = engine.start(&Rack::request()).await.unwrap_err();
+        assert!(matches!(second, super::StartError::Conflict(_)), "{second}");
+        let world = rack.world.clone();
+        until("the agent writes", async || {
+            world.carried.lock().unwrap().len() > before
+        })
+        .await;
+        let (_, _, steps) = rack.store.run(&run).await.unwrap();
+        let report = Report {
+            order: OrderId {
+                run: run.clone(),
+                step: 1,
+                attempt: 1,
+            },
+            boot_id: steps[1].boot_id.clone().unwrap(),
+            progress: None,
+            logs: vec![],
+            logs_dropped: 0,
+        };
+        assert!(!engine.report(MACHINE, &report).await.unwrap().abandon);
+        assert!(
+            engine.report("r1n2", &report).await.unwrap().abandon,
+            "not its run"
+        );
+        if expected == RunState::Cancelled {
+            engine.cancel(&run).await.unwrap();
+        } else {
+            engine
+                .fail_security(&run, "boot token used twice")
+                .await
+                .unwrap();
+        }
+        assert_eq!(rack.store.run_row(&run).await.unwrap().state, expected);
+        assert!(engine.report(MACHINE, &report).await.unwrap().abandon);
+        assert_eq!(engine.wants_agent(MACHINE).await.unwrap(), None);
+        assert!(engine.cancel(&run).await.is_err());
+    }
+    let why = engine.why(MACHINE).await.unwrap();
+    assert_eq!(why, "its last run (install-image): boot token used twice");
 }

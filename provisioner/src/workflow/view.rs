@@ -186,3 +186,59 @@ fn phase_after(row: &EventRow, run: &str, current: Option<usize>) -> Option<Opti
     };
     Some(Some(next))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+
+    #[test]
+    fn time_is_counted_to_the_phase_it_was_spent_in() {
+        let none = serde_json::Value::Null;
+        let stream = serde_json::json!({ "uses": "stream-image" });
+        let history = [
+            (0, "run.pending", none.clone()),
+            (5, kind::POWER, none.clone()),
+            (10, kind::DHCP_ACK, none.clone()),
+            (12, kind::TFTP, none.clone()),
+            (20, kind::AGENT_ENROLLED, none.clone()),
+            (21, kind::AGENT_HELLO, none.clone()),
+            (22, "step.running", stream.clone()),
+            // The agent is lost and booted again.
+            (52, kind::POWER, none.clone()),
+            (60, kind::DHCP, none.clone()),
+            (61, kind::BOOT_SCRIPT, none.clone()),
+            (70, kind::AGENT_HELLO, none.clone()),
+            (71, "step.running", stream.clone()),
+            (100, "step.succeeded", stream),
+            (103, "step.leaving", none.clone()),
+            (110, kind::DHCP, none.clone()),
+            (111, kind::BOOT_SCRIPT, none.clone()),
+            (160, kind::PHONE_HOME, none.clone()),
+            (161, "run.succeeded", none),
+        ];
+        let rows: Vec<_> = (1_i64..)
+            .zip(history)
+            .map(|(id, (at, kind, data))| EventRow {
+                id,
+                at: Millis(at),
+                event: Event::new(kind, "").machine("r1n1").run("run-1").data(data),
+            })
+            .collect();
+        let spent: Vec<_> = phases(&rows, "run-1")
+            .into_iter()
+            .map(|view| (view.name, view.duration_ms))
+            .collect();
+        let expected = [
+            ("power", 10 + 8),
+            ("dhcp", 2 + 1),
+            ("bootloader", 8 + 9),
+            ("agent", 2 + 1),
+            ("write", 30 + 29),
+            ("config", 3),
+            ("first-boot", 57),
+        ];
+        assert_eq!(spent, expected.map(|(name, ms)| (name.to_owned(), ms)));
+        assert_eq!(phases(&rows, "another run"), vec![]);
+    }
+}

@@ -11,7 +11,7 @@ mod facts;
 use anneal_protocol::time::Millis;
 
 use super::action::RunsOn;
-use super::run::{RunRow, RunState, Snapshot, StepRow};
+use super::run::{PowerMark, RunRow, RunState, Snapshot, StepRow, StepState};
 
 pub use agent::{ResultVerdict, apply_result, dispatch, order_ready, wanted};
 pub use edit::{cancel, fail_now, machine_change, reopen, unusable};
@@ -132,7 +132,13 @@ pub enum Done {
 #[must_use]
 pub fn settle(s: &Snapshot, command: Command, done: &Done, now: Millis) -> Option<Change> {
     let row = s.steps.get(command.idx)?;
-    let same = s.run.state.is_active()
+    // An attempt that ended while the BMC was thinking is not revived by its answer.
+    let open = match command.act {
+        Act::Netboot | Act::Power => matches!(row.scratch.power, Some(PowerMark::Asked(_))),
+        Act::BootDevice | Act::LookOff => row.state != StepState::Pending,
+    };
+    let same = open
+        && s.run.state.is_active()
         && s.current() == Some(command.idx)
         && row.attempt == command.attempt
         && !s.run.cancel;
