@@ -102,8 +102,8 @@ fn refuses_with_place_and_nearest_word() {
             "w.yaml:3:13: unknown action `netbot`, did you mean `netboot`?",
         ),
         (
-            &steps("  - { uses: netboot, retry: 3 }\n"),
-            "w.yaml:3:22: unknown key `retry`, did you mean `retries`?",
+            &steps("  - { uses: netboot, time_out: 3m }\n"),
+            "w.yaml:3:22: unknown key `time_out`, did you mean `timeout`?",
         ),
         (
             &steps("  - { uses: netboot, timeout: 10 m }\n"),
