@@ -69,7 +69,9 @@ pub fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T, YamlError
 /// # Errors
 /// When `value` has no YAML form: a map with a key that is not a scalar.
 pub fn to_string<T: Serialize>(value: &T) -> anyhow::Result<String> {
-    Ok(serde_saphyr::to_string(value)?)
+    // Long words such as URLs stay on one line; texts of several lines are written as they are.
+    let options = serde_saphyr::ser_options! { folded_wrap_chars: MAX_BYTES };
+    Ok(serde_saphyr::to_string_with_options(value, options)?)
 }
 
 /// The nearest of `known` to a mistyped `word`, if one is near enough to be meant.
@@ -349,5 +351,8 @@ mod tests {
         assert_eq!(read["a"], "no");
         assert_eq!(read["b"], "52:54:00:12:34:56");
         assert_eq!(read["c"], "017");
+        let url = format!("https://10.77.0.1/{}", "x".repeat(200));
+        assert_eq!(to_string(&[&url]).unwrap(), format!("- {url}\n"));
+        assert_eq!(to_string(&["a\nb\n"]).unwrap(), "- |\n  a\n  b\n");
     }
 }

@@ -35,6 +35,32 @@ fn a_mistyped_command_exits_with_2_and_suggests() {
 }
 
 #[test]
+fn serve_refuses_what_cannot_be_served() {
+    let home = tempfile::tempdir().unwrap();
+    let output = anneal(home.path(), &["serve", "--interface", "nosuch0"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(
+        told.starts_with("error: no interface is called nosuch0 ("),
+        "{told}"
+    );
+
+    let file = home.path().join("anneal.yaml");
+    std::fs::write(&file, "tls_prot: 1\n").unwrap();
+    let path = file.to_str().unwrap();
+    fails(
+        home.path(),
+        &["serve", "--config", path],
+        &format!("error: {path}:1:1: unknown key `tls_prot`, did you mean `tls_port`?\n"),
+    );
+    fails(
+        home.path(),
+        &["serve", "--config", "/nosuch/anneal.yaml"],
+        "error: cannot read /nosuch/anneal.yaml: No such file or directory (os error 2)\n",
+    );
+}
+
+#[test]
 fn a_wrong_inventory_is_told_with_its_place() {
     let home = tempfile::tempdir().unwrap();
     let context = home.path().join("context.json");

@@ -21,7 +21,7 @@ const AWAY_LIMIT: Duration = Duration::from_secs(300);
 
 /// The run ended, but not well.
 #[derive(Debug, thiserror::Error)]
-#[error("run {run} of machine {machine} {state}: {why}")]
+#[error("run {run} of machine {machine} {}: {why}", if state == "cancelled" { "was cancelled" } else { state })]
 pub struct RunEnded {
     /// Its id.
     pub run: String,
@@ -39,7 +39,7 @@ impl RunEnded {
         let run = &self.run;
         format!(
             "`anneal run show {run}` tells what happened; `anneal run retry {run}` goes on from \
-             the step that failed"
+             the step that did not succeed"
         )
     }
 }
@@ -73,9 +73,11 @@ pub struct Show<'a> {
     pub screen: Option<&'a Screen>,
     /// Put before every line, to tell several runs apart.
     pub label: String,
+    /// Only events after this one; 0 for all of the run.
+    pub after: i64,
 }
 
-/// Watches a run from its beginning to its end.
+/// Watches a run to its end.
 ///
 /// # Errors
 /// When the daemon refuses, or is away for five minutes.
@@ -83,8 +85,8 @@ pub async fn follow(client: &Client, run: RunView, show: Show<'_>) -> anyhow::Re
     let mut watch = Watch {
         meter: show.screen.map(|screen| screen.meter(&show.label)),
         client,
+        last: show.after,
         show,
-        last: 0,
         contact: Instant::now(),
         tries: 0,
         run,

@@ -6,7 +6,7 @@
 //!
 //! Invariant: no logic. A command's function asks the API (`client`) and prints (`output`).
 //!
-//! Not here: the daemon.
+//! Not here: the daemon (`app`); `serve` only collects its settings.
 
 mod api_key;
 mod apply;
@@ -20,6 +20,7 @@ mod output;
 mod provision;
 mod run;
 mod screen;
+mod serve;
 mod sse;
 mod time;
 mod token;
@@ -54,6 +55,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the daemon: DHCP, TFTP, HTTP boot, API
+    Serve(Box<serve::Args>),
     /// Make the inventory say what files say
     Apply(apply::Args),
     /// Look at machines
@@ -113,6 +116,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         command,
     } = cli;
     match command {
+        Command::Serve(args) => serve::serve(*args),
         Command::Completion { shell } => completion(shell),
         Command::Context(command) => context::run(command, output),
         Command::Apply(args) => call(context, |c| apply::apply(c, args, output)),

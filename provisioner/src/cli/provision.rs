@@ -55,14 +55,20 @@ pub async fn provision(client: Client, args: Args, format: Format) -> anyhow::Re
     if args.no_follow {
         return output::show(format, &runs, |runs| run::list(runs));
     }
-    follow_all(&client, runs, format).await
+    follow_all(&client, runs, 0, format).await
 }
 
-/// Watches runs side by side; the first that did not succeed is the error, after all ended.
+/// Watches runs side by side, from event `after` on. The first that did not succeed is the
+/// error, after all ended.
 ///
 /// # Errors
 /// When a run ends without success or cannot be watched.
-pub async fn follow_all(client: &Client, runs: Vec<RunView>, format: Format) -> anyhow::Result<()> {
+pub async fn follow_all(
+    client: &Client,
+    runs: Vec<RunView>,
+    after: i64,
+    format: Format,
+) -> anyhow::Result<()> {
     let screen = (format == Format::Table).then(Screen::new);
     let several = runs.len() > 1;
     let mut watched = Vec::new();
@@ -81,6 +87,7 @@ pub async fn follow_all(client: &Client, runs: Vec<RunView>, format: Format) -> 
             Show {
                 screen: screen.as_ref(),
                 label,
+                after,
             },
         ));
     }

@@ -76,18 +76,22 @@ pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Re
         }
         Command::Follow { id } => {
             let run: RunView = client.get(&["runs", &id], &[]).await?;
-            provision::follow_all(&client, vec![run], format).await
+            provision::follow_all(&client, vec![run], 0, format).await
         }
         Command::Cancel { id } => {
             let run = change(&client, &id, "cancel").await?;
             output::show(format, &run, summary)
         }
         Command::Retry { id, no_follow } => {
+            // What happened before is not told again.
+            let query = [("run", id.as_str())];
+            let past: Vec<EventView> = client.list(&["event-log"], &query, usize::MAX).await?;
+            let after = past.last().map_or(0, |event| event.id);
             let run = change(&client, &id, "retry").await?;
             if no_follow {
                 return output::show(format, &run, summary);
             }
-            provision::follow_all(&client, vec![run], format).await
+            provision::follow_all(&client, vec![run], after, format).await
         }
     }
 }

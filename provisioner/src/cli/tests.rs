@@ -336,6 +336,7 @@ async fn follow_to_the_end(end: &'static str) -> (anyhow::Result<RunView>, Seen)
     let show = Show {
         screen: None,
         label: String::new(),
+        after: 0,
     };
     let ended = follow::follow(&daemon.client, run, show).await.unwrap();
     (follow::succeeded(ended), seen)
@@ -375,6 +376,7 @@ async fn following_ends_when_the_daemon_refuses() {
     let show = Show {
         screen: None,
         label: String::new(),
+        after: 0,
     };
     let error = follow::follow(&daemon.client, run, show).await.unwrap_err();
     assert!(error.downcast_ref::<Refused>().is_some(), "{error:#}");

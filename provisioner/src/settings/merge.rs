@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use super::file::{DhcpFile, SettingsFile};
 use super::interface::{self, Interface};
-use super::{DhcpSettings, Flags, Settings, SettingsError, duration};
+use super::{DhcpSettings, Flags, Settings, SettingsError};
 use crate::machine::Cidr;
+use crate::workflow::duration;
 use crate::yaml::{self, Spanned};
 
 const STATE_DIR: &str = "/var/lib/anneal";
@@ -288,15 +289,20 @@ impl Merge<'_> {
     ) -> Result<Duration, SettingsError> {
         let Some(value) = raw else { return Ok(default) };
         let given = self.in_file(&value);
-        let duration = duration::parse(&given.text).map_err(|told| given.refuse(told))?;
+        let duration = duration::parse(&given.text).ok_or_else(|| {
+            given.refuse(format!(
+                "\"{}\" is not a duration: expected a number and a unit such as 90s, 45m or 1h30m",
+                given.text
+            ))
+        })?;
         if allowed.contains(&duration) {
             return Ok(duration);
         }
         Err(given.refuse(format!(
             "\"{}\" is out of range: expected {} to {}",
             given.text,
-            duration::text(*allowed.start()),
-            duration::text(*allowed.end())
+            duration::show(*allowed.start()),
+            duration::show(*allowed.end())
         )))
     }
 

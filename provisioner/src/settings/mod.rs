@@ -5,7 +5,6 @@
 //!
 //! Not here: the flags' names and help (`cli::serve`), and opening sockets (`app`).
 
-pub mod duration;
 mod file;
 pub mod interface;
 mod merge;
