@@ -212,7 +212,8 @@ impl Transport {
         }
     }
 
-    async fn once(&self, request: &Request<'_>, auth: HeaderMap) -> Result<Reply> {
+    /// Sends a request once.
+    pub(crate) async fn once(&self, request: &Request<'_>, auth: HeaderMap) -> Result<Reply> {
         let url = self.url(request.path)?;
         let mut builder = self.http.request(request.method.clone(), url).headers(auth);
         if let Some(tag) = request.if_match {

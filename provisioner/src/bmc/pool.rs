@@ -69,11 +69,12 @@ impl BmcPool {
     /// keep those of a killed daemon until they expire.
     pub async fn close(&self) {
         let slots: Vec<Arc<Slot>> = self.slots().drain().map(|(_, slot)| slot).collect();
-        for slot in slots {
+        let logouts = slots.iter().map(|slot| async {
             if let Some(mut held) = slot.lock().await.take() {
                 held.client.logout().await;
             }
-        }
+        });
+        futures_util::future::join_all(logouts).await;
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Slot>>> {
@@ -298,5 +299,64 @@ mod tests {
         let failure = pool.power_state(&leaky).await.unwrap_err();
         assert!(!failure.retryable);
         assert!(!failure.to_string().contains("hunter2"), "{failure}");
+    }
+
+    /// A BMC that answers every request after the client had time to send another one; gives the
+    /// most requests that it saw at the same time, and all that it saw.
+    async fn slow_bmc(listener: tokio::net::TcpListener, seen: Arc<Mutex<(usize, usize, usize)>>) {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let seen = seen.clone();
+            connections.spawn(async move {
+                {
+                    let mut seen = seen.lock().unwrap();
+                    seen.0 += 1;
+                    seen.1 = seen.1.max(seen.0);
+                    seen.2 += 1;
+                }
+                answer(stream, &seen).await
+            });
+        }
+    }
+
+    async fn answer(
+        mut stream: tokio::net::TcpStream,
+        seen: &Mutex<(usize, usize, usize)>,
+    ) -> std::io::Result<()> {
+        use tokio::io::AsyncWriteExt;
+        let mut request = [0; 4096];
+        let length = stream.read(&mut request).await?;
+        let request = String::from_utf8_lossy(&request[..length]);
+        let (status, body) = match request.split(' ').nth(1) {
+            Some("/redfish/v1/") => (200, r#"{"Systems": {"@odata.id": "/s"}}"#),
+            Some("/s") => (200, r#"{"Members": [{"@odata.id": "/s/1"}]}"#),
+            Some("/s/1") => (200, r#"{"PowerState": "On"}"#),
+            _ => (404, "{}"),
+        };
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        seen.lock().unwrap().0 -= 1;
+        let length = body.len();
+        let text = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(text.as_bytes()).await
+    }
+
+    #[tokio::test]
+    async fn a_bmc_gets_one_request_at_a_time() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redfish+http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new((0, 0, 0)));
+        let server = tokio::spawn(slow_bmc(listener, seen.clone()));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "pw").unwrap();
+        let (pool, bmc) = (BmcPool::new(), bmc(&url, file.path()));
+        let states = (0..8).map(|_| pool.power_state(&bmc));
+        for state in futures_util::future::join_all(states).await {
+            assert_eq!(state.unwrap(), PowerState::On);
+        }
+        server.abort();
+        let (_, most, all) = *seen.lock().unwrap();
+        assert_eq!(most, 1, "at the same time, of {all}");
+        assert!(all > 8);
     }
 }
