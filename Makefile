@@ -9,7 +9,7 @@ NETBOOT := .cache/netboot
 IMAGE := .cache/debian.raw
 RACK := target/debug/virtual-rack
 
-.PHONY: help setup build netboot image demo lab lab-down test check fuzz \
+.PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz \
   test-workspace test-agent test-scenarios check-format check-lints check-agent check-deny
 
 help: ## list the targets
@@ -36,6 +36,15 @@ lab: build netboot image ## the same rack, left running to play with
 
 lab-down: ## remove the rack that `make lab` left
 	@$(SUDO) $(RACK) lab-down
+
+vagrant-test: build netboot ## one machine of the Vagrant lab, up, powered and removed (installs vagrant)
+	@command -v vagrant >/dev/null || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -q -y --no-install-recommends vagrant vagrant-libvirt
+	@$(SUDO) vagrant/ci.sh
+
+deb: netboot ## a Debian package, in target/debian
+	@cargo build --quiet --release -p anneal
+	@packaging/deb.sh
 
 test: test-workspace test-agent test-scenarios ## every test: unit, protocol, scenarios on virtual machines
 
