@@ -82,6 +82,7 @@ pub struct App {
     dhcp: Option<dhcp::Server>,
     tftp: Option<tftp::Server>,
     boot_router: Router,
+    bmc: Arc<bmc::BmcPool>,
 }
 
 impl App {
@@ -114,10 +115,11 @@ impl App {
         let signing_key = image::signing_key(&state.join("image-key.pem"))?;
         let images =
             Arc::new(image::Catalog::open(store.clone(), state.join("images"), signing_key).await?);
+        let bmc = Arc::new(bmc::BmcPool::new());
         let engine = Engine::new(EngineDeps {
             store: store.clone(),
             recorder: recorder.clone(),
-            bmc: Arc::new(bmc::BmcPool::new()),
+            bmc: bmc.clone(),
             renderer: Arc::new(render::Renderer::new(settings.templates_dir.clone())?),
             tokens: tokens.clone(),
             images: images.clone(),
@@ -177,6 +179,7 @@ impl App {
             dhcp,
             tftp,
             boot_router,
+            bmc,
         })
     }
 
@@ -284,6 +287,12 @@ impl App {
         if tokio::time::timeout(STOP_LIMIT, drained).await.is_err() {
             tracing::warn!("some tasks did not stop in time");
             tasks.shutdown().await;
+        }
+        if tokio::time::timeout(STOP_LIMIT, self.bmc.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some BMC sessions were not given back");
         }
         stop_writer.cancel();
         if !writer.is_finished() {
