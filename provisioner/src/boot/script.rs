@@ -10,9 +10,10 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 use super::{INITRAMFS, KERNEL, Target};
 use anneal_protocol::machine::Mac;
 
-/// Kernel arguments of every agent boot. The last console is `/dev/console`; a panic restarts
+/// Kernel arguments of every agent boot. The last console is `/dev/console`, where the agent
+/// writes: the serial port, because that is what BMCs and virtual racks record. A panic restarts
 /// the machine, because nobody is there to press a button.
-const AGENT_ARGUMENTS: &str = "console=ttyS0,115200 console=tty0 panic=30";
+const AGENT_ARGUMENTS: &str = "console=tty0 console=ttyS0,115200 panic=30";
 
 /// Why a script cannot be rendered.
 #[derive(Debug, thiserror::Error)]
