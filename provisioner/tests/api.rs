@@ -142,7 +142,7 @@ async fn a_wrong_inventory_names_file_line_and_column_and_changes_nothing() {
     assert_eq!(answer.status(), 422);
     let problem: Value = answer.json().await.unwrap();
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.starts_with("rack1.yaml:10:"), "{detail}");
+    assert!(detail.starts_with("rack1.yaml:9:"), "{detail}");
     assert!(detail.contains("r1n1"), "the holder is named: {detail}");
     let machines: Value = daemon.get("/api/v1/machines").await;
     assert_eq!(machines["items"], json!([]));
@@ -205,12 +205,9 @@ async fn a_second_run_for_one_machine_is_a_conflict_and_cancel_frees_it() {
         (409, Some("run-active")),
         "{problem}"
     );
-    let machine: Value = daemon.get("/api/v1/machines/r1n1").await;
+    let by_hand = |machine: &Value| machine["why"].as_str().unwrap().contains("power it on");
+    let machine = daemon.until("/api/v1/machines/r1n1", by_hand).await;
     assert_eq!(machine["state"], "provisioning");
-    assert!(
-        machine["why"].as_str().unwrap().contains("power it on"),
-        "{machine}"
-    );
     let id = run["id"].as_str().unwrap();
     let (status, cancelled) = daemon
         .post(&format!("/api/v1/runs/{id}/cancel"), json!({}))
