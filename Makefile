@@ -10,7 +10,7 @@ IMAGE := .cache/debian.raw
 RACK := target/debug/virtual-rack
 
 .PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz \
-  test-workspace test-agent test-scenarios check-format check-lints check-agent check-deny
+  test-workspace test-agent test-scenarios check-format check-lints check-agent check-deny advisories
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ fuzz: setup ## a minute of mutated input for each parser that faces the network
 	  CARGO_TARGET_DIR=target/fuzz cargo run --quiet --manifest-path fuzz/Cargo.toml --bin "$$(basename "$$target" .rs)" -- 60 || exit 1; \
 	done
 
-check: check-format check-lints check-agent check-deny ## formatting, lints, licences and advisories
+check: check-format check-lints check-agent check-deny ## formatting, lints, licences and sources of dependencies
 
 check-format: setup
 	cargo fmt --all --check
@@ -75,4 +75,7 @@ check-agent: setup
 	cargo clippy --quiet -p anneal-agent --all-targets -- -D warnings
 
 check-deny: setup
-	deny=$$(scripts/cargo-deny.sh) && "$$deny" check
+	deny=$$(scripts/cargo-deny.sh) && "$$deny" check --hide-inclusion-graph licenses bans sources
+
+advisories: setup ## known vulnerabilities in dependencies; fetches the RustSec database
+	deny=$$(scripts/cargo-deny.sh) && "$$deny" check advisories

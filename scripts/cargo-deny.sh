@@ -1,20 +1,21 @@
 #!/bin/bash
-# Prints the path of a cargo-deny of the pinned version, building it into .cache/tools first if
-# there is none in PATH. Used by `make check` only, because building it takes minutes.
+# Prints the path of a cargo-deny of the pinned version, building it first if there is none in
+# PATH. Building it takes minutes, so it is kept in the user's cache, where other clones find it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VERSION=0.20.2
+TOOLS=${XDG_CACHE_HOME:-$HOME/.cache}/anneal/tools
 
-for candidate in .cache/tools/bin/cargo-deny "$(command -v cargo-deny || true)"; do
+for candidate in "$TOOLS/bin/cargo-deny" "$(command -v cargo-deny || true)"; do
   if [ -x "$candidate" ] && "$candidate" --version | grep -qx "cargo-deny $VERSION"; then
     realpath "$candidate"
     exit
   fi
 done
 
-echo "check: building cargo-deny $VERSION into .cache/tools, once; this takes some minutes" >&2
+echo "check: building cargo-deny $VERSION into $TOOLS, once; this takes some minutes" >&2
 # An unoptimised build: it reads one lock file, and building it is what costs time.
-cargo install --quiet --locked --debug --root .cache/tools --target-dir .cache/tools/target \
+cargo install --quiet --locked --debug --root "$TOOLS" --target-dir "$TOOLS/target" \
   "cargo-deny@$VERSION" </dev/null >&2
-rm -rf .cache/tools/target
-realpath .cache/tools/bin/cargo-deny
+rm -rf "$TOOLS/target"
+realpath "$TOOLS/bin/cargo-deny"
