@@ -99,7 +99,6 @@ else
   say 'all Debian packages are there'
 fi
 
-mkdir -p .cache/tools
 
 # Debian's Python, because python3-libvirt belongs to it, whatever python3 comes first in PATH.
 if ! .cache/venv/bin/python -c "
