@@ -161,12 +161,22 @@ impl Engine {
     }
 
     /// The change that gives a step to a boot of the agent, or the one that fails the step.
-    fn hand_out(&self, s: &Snapshot, idx: usize, boot_id: &str) -> Result<Change, Change> {
+    fn hand_out(
+        &self,
+        s: &Snapshot,
+        idx: usize,
+        boot_id: &str,
+    ) -> Result<Box<Change>, Box<Change>> {
         match self.inputs(s, idx, REDACTED) {
             Ok((redacted, _)) => {
                 engine::dispatch(s, idx, boot_id, &inputs::digest(&redacted), now())
             }
-            Err(error) => Err(engine::unusable(s, idx, &error.to_string(), now())),
+            Err(error) => Err(Box::new(engine::unusable(
+                s,
+                idx,
+                &error.to_string(),
+                now(),
+            ))),
         }
     }
 

@@ -24,6 +24,7 @@ pub mod plan;
 pub mod run;
 
 mod agents;
+mod asks;
 mod deps;
 mod drive;
 mod driver;

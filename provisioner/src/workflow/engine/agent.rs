@@ -112,20 +112,22 @@ fn wait_since(since: Millis, what: &str, until: Millis) -> Decision {
 fn running(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
     let row = &s.steps[idx];
     let deadline = row.deadline.unwrap_or(now);
-    if let Some(boot) = &row.boot_id {
-        if s.boot().is_some_and(|current| current.id != *boot) {
-            let mut edit = Edit::of(s);
-            edit.fail_attempt(
-                s,
-                idx,
-                "the machine restarted in the middle of it",
-                true,
-                now,
-            );
-            // A fresh agent is there: nothing to wait for.
-            edit.steps[idx].not_before = None;
-            return edit.into();
-        }
+    let holder_is_gone = match (&row.boot_id, s.boot()) {
+        (Some(holder), Some(current)) => current.id != *holder,
+        _ => false,
+    };
+    if holder_is_gone {
+        let mut edit = Edit::of(s);
+        edit.fail_attempt(
+            s,
+            idx,
+            "the machine restarted in the middle of it",
+            true,
+            now,
+        );
+        // A fresh agent is there: nothing to wait for.
+        edit.steps[idx].not_before = None;
+        return edit.into();
     }
     if now >= deadline {
         let mut edit = Edit::of(s);
@@ -252,18 +254,18 @@ pub fn dispatch(
     boot_id: &str,
     digest: &str,
     now: Millis,
-) -> Result<Change, Change> {
+) -> Result<Box<Change>, Box<Change>> {
     let mut edit = Edit::of(s);
     let row = &mut edit.steps[idx];
     match &row.inputs_digest {
         Some(first) if first != digest => {
             edit.fail_step(s, idx, "its inputs are not those of its first attempt (a template or setting changed); start a new run", now);
-            return Err(edit.into_change());
+            return Err(Box::new(edit.into_change()));
         }
         _ => row.inputs_digest = Some(digest.to_owned()),
     }
     row.boot_id = Some(boot_id.to_owned());
-    Ok(edit.into_change())
+    Ok(Box::new(edit.into_change()))
 }
 
 /// Whether the daemon still wants what an agent works on.

@@ -245,15 +245,18 @@ pub fn fail_now(s: &Snapshot, reason: &str, now: Millis) -> Change {
 #[must_use]
 pub fn reopen(s: &Snapshot, now: Millis) -> Option<Change> {
     let mut edit = Edit::of(s);
-    let first = edit.steps.iter().position(|row| {
-        row.phase == Phase::Main
-            && !matches!(row.state, StepState::Succeeded)
-            && !s.plan.skip.get(row.idx).copied().unwrap_or(false)
-            && !(row.state == StepState::Failed
-                && s.plan
-                    .step(row.idx)
-                    .is_some_and(|step| step.continue_on_error))
-    })?;
+    let done = |row: &StepRow| match row.state {
+        StepState::Succeeded => true,
+        StepState::Failed => s
+            .plan
+            .step(row.idx)
+            .is_some_and(|step| step.continue_on_error),
+        _ => s.plan.skip.get(row.idx).copied().unwrap_or(false),
+    };
+    let first = edit
+        .steps
+        .iter()
+        .position(|row| row.phase == Phase::Main && !done(row))?;
     for row in &mut edit.steps[first..] {
         row.state = StepState::Pending;
         row.boot_id = None;

@@ -141,7 +141,7 @@ fn tell(s: &mut Snapshot, result: &StepResult, now: Millis) -> bool {
 fn give(s: &mut Snapshot, boot: &str, now: Millis) -> usize {
     let idx = order_ready(s, boot, now).expect("an order");
     let change = dispatch(s, idx, boot, "digest", now).expect("same inputs");
-    apply(s, change);
+    apply(s, *change);
     idx
 }
 
@@ -276,10 +276,10 @@ fn an_agent_that_never_comes_back_ends_the_run() {
     while s.run.state.is_active() {
         now += 30;
         assert!(now < 3700, "does not end");
-        if let Decision::Act(command) = settle_down(&mut s, at(now)) {
-            if let Some(change) = settle(&s, command, &Done::Yes, at(now)) {
-                apply(&mut s, change);
-            }
+        if let Decision::Act(command) = settle_down(&mut s, at(now))
+            && let Some(change) = settle(&s, command, &Done::Yes, at(now))
+        {
+            apply(&mut s, change);
         }
     }
     assert_eq!(s.run.state, RunState::Failed);
@@ -559,7 +559,7 @@ fn happen(s: &mut Snapshot, what: &Happening, now: &mut i64, boots: &mut u32) ->
             let boot = format!("b{boots}");
             if let Some(idx) = order_ready(s, &boot, at(*now)) {
                 let change = dispatch(s, idx, &boot, "digest", at(*now)).expect("same inputs");
-                apply(s, change);
+                apply(s, *change);
             }
         }
         Happening::Tells { old, outcome } => {
@@ -629,10 +629,10 @@ proptest! {
         // Left alone, it ends: the whole run has a deadline, and so has everything after it.
         for _ in 0..500 {
             now += 60;
-            if let Decision::Act(command) = settle_down(&mut s, at(now)) {
-                if let Some(change) = settle(&s, command, &Done::Yes, at(now)) {
-                    apply(&mut s, change);
-                }
+            if let Decision::Act(command) = settle_down(&mut s, at(now))
+    && let Some(change) = settle(&s, command, &Done::Yes, at(now))
+{
+    apply(&mut s, change);
             }
         }
         prop_assert!(!s.run.state.is_active(), "{:?}", s);
