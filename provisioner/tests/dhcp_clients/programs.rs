@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::Ordering;
 
-use crate::netns::{Namespace, PATIENCE, Running, attempt, finish, wait_until};
+use crate::netns::{self, Namespace, PATIENCE, Running, attempt, finish, wait_until};
 use crate::site::{
     FAR, FAR_ADDRESS, MAC, POOLED, RESERVED, Site, US, ask_store, config, inventory,
 };
@@ -130,6 +130,25 @@ fn an_address_in_use_is_declined_and_then_avoided() {
     });
     assert_eq!(quarantine.len(), 1);
     assert_eq!(quarantine[0].0, Ipv4Addr::new(10, 77, 0, 100));
+}
+
+#[test]
+fn an_address_that_cannot_be_stored_is_not_granted() {
+    let site = Site::new(MAC);
+    let server = site.serve();
+    netns::block_on(async {
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(site.path("db"));
+        let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+        sqlx::query("ALTER TABLE leases RENAME TO lost")
+            .execute(&pool)
+            .await
+            .unwrap();
+    });
+    assert!(!attempt(&mut site.udhcpc("-n -q -t 2")).status.success());
+    assert!(server.counters.offers.load(Ordering::Relaxed) > 0);
+    assert!(server.counters.failed.load(Ordering::Relaxed) > 0);
+    assert_eq!(server.counters.acks.load(Ordering::Relaxed), 0);
+    assert!(site.events(kind::DHCP_ACK).is_empty());
 }
 
 #[test]
