@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -256,7 +256,7 @@ fn lifetime(params: &mut CertificateParams, life: Duration) {
 }
 
 /// The key in `path`; made there first when absent.
-fn key_pair(path: &PathBuf) -> anyhow::Result<KeyPair> {
+fn key_pair(path: &Path) -> anyhow::Result<KeyPair> {
     if !path.exists() {
         write_file(path, 0o600, KeyPair::generate()?.serialize_pem().as_bytes())?;
     }
