@@ -1,6 +1,8 @@
 //! The daemon's HTTP surfaces, over real sockets and TLS: DHCP and TFTP are off (they have their
 //! own tests), and the machines' "firmware" is this test.
 
+#![allow(clippy::unwrap_used)]
+
 mod daemon;
 
 use std::time::Duration;
