@@ -229,6 +229,19 @@ pub struct PhaseView {
     pub duration_ms: u64,
 }
 
+/// A workflow that can be named in a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WorkflowView {
+    /// Name.
+    pub name: String,
+    /// Its steps, `name (action)`.
+    pub steps: Vec<String>,
+    /// Why it cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// What a run would do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -37,6 +37,9 @@ const LOCAL_KEY: &str = "local-admin";
 /// How long tasks may take to end after the stop signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often the server certificate is looked at.
+const RENEWAL_LOOK: Duration = Duration::from_secs(6 * 3600);
+
 /// What request handlers hold; cheap to clone.
 #[derive(Clone)]
 pub struct Shared(Arc<SharedParts>);
@@ -267,6 +270,8 @@ impl App {
         let metrics = shared.metrics.clone();
         let watched = metrics.run(shared.recorder.clone(), shared.engine.clone(), stop.clone());
         spawn(&mut tasks, "metrics", watched);
+        let renewal = renew_certificate(shared.clone(), stop.clone());
+        spawn(&mut tasks, "certificate renewal", renewal);
         let mut writer = tokio::spawn(self.writer.run(stop_writer.clone()));
 
         let outcome = tokio::select! {
@@ -313,6 +318,27 @@ pub async fn serve(settings: Settings) -> anyhow::Result<()> {
         tracing::debug!(%error, "telling systemd failed");
     }
     app.run().await
+}
+
+/// Looks every few hours whether the server certificate is due. A failure is not a reason to
+/// stop: there are weeks left to mend it.
+async fn renew_certificate(shared: Shared, stop: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(RENEWAL_LOOK) => {}
+        }
+        match shared.pki.renew() {
+            Ok(true) => tracing::info!("the server certificate was renewed"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "renewing the server certificate"
+                );
+            }
+        }
+    }
 }
 
 fn spawn<F>(tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>, name: &'static str, task: F)

@@ -11,8 +11,8 @@ use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context;
 use rcgen::{
@@ -21,12 +21,14 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
 
 const CA_LIFE: Duration = Duration::days(3650);
 const SERVER_LIFE: Duration = Duration::days(90);
-/// A server certificate with less than this left is made anew at start.
+/// A server certificate with less than this left is made anew.
 const SERVER_RENEW: Duration = Duration::days(30);
 const AGENT_LIFE: Duration = Duration::hours(12);
 /// Clocks of freshly booted machines are wrong by minutes.
@@ -41,8 +43,20 @@ pub struct Pki {
     ca_pem: String,
     ca_der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
-    server_chain: Vec<CertificateDer<'static>>,
-    server_key: PrivateKeyDer<'static>,
+    dir: PathBuf,
+    addresses: Vec<IpAddr>,
+    server: Arc<Served>,
+}
+
+/// The certificate that the listener shows now; replaced when it is renewed.
+#[derive(Debug)]
+struct Served(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(current.clone())
+    }
 }
 
 /// Who an agent's certificate says it is.
@@ -65,15 +79,32 @@ impl Pki {
         let (ca_pem, issuer) = authority(dir)?;
         let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes())
             .map_err(|e| anyhow::anyhow!("{}: {e}", dir.join("ca.pem").display()))?;
-        let (leaf, server_key) = server(dir, &issuer, addresses)?;
-        let server_chain = vec![leaf, ca_der.clone()];
+        let certificate = certified(dir, &issuer, addresses, &ca_der)?;
         Ok(Self {
             ca_pem,
             ca_der,
             issuer,
-            server_chain,
-            server_key,
+            dir: dir.to_owned(),
+            addresses: addresses.to_vec(),
+            server: Arc::new(Served(RwLock::new(certificate))),
         })
+    }
+
+    /// Makes the server certificate anew when it is due; new connections see it at once. True
+    /// when it was.
+    ///
+    /// # Errors
+    /// When the files cannot be read or written.
+    pub fn renew(&self) -> anyhow::Result<bool> {
+        let fresh = certified(&self.dir, &self.issuer, &self.addresses, &self.ca_der)?;
+        let mut current = self
+            .server
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let renewed = current.cert != fresh.cert;
+        *current = fresh;
+        Ok(renewed)
     }
 
     /// The CA certificate, PEM.
@@ -131,7 +162,7 @@ impl Pki {
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(self.server_chain.clone(), self.server_key.clone_key())?;
+            .with_cert_resolver(self.server.clone());
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
@@ -182,6 +213,20 @@ fn authority(dir: &Path) -> anyhow::Result<(String, Issuer<'static, KeyPair>)> {
     let issuer = Issuer::from_ca_cert_pem(&pem, key)
         .with_context(|| format!("reading {}", cert_path.display()))?;
     Ok((pem, issuer))
+}
+
+/// The server certificate with its chain and key, as TLS wants it.
+fn certified(
+    dir: &Path,
+    issuer: &Issuer<'static, KeyPair>,
+    addresses: &[IpAddr],
+    ca: &CertificateDer<'static>,
+) -> anyhow::Result<Arc<CertifiedKey>> {
+    let (leaf, key) = server(dir, issuer, addresses)?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let certified = CertifiedKey::from_der(vec![leaf, ca.clone()], key, &provider)
+        .context("the server certificate and its key do not fit: remove both and start again")?;
+    Ok(Arc::new(certified))
 }
 
 fn server(
@@ -296,18 +341,36 @@ mod tests {
         vec!["127.0.0.1".parse().unwrap(), "10.77.0.1".parse().unwrap()]
     }
 
+    fn shown(pki: &Pki) -> Vec<CertificateDer<'static>> {
+        pki.server.0.read().unwrap().cert.clone()
+    }
+
+    #[test]
+    fn renews_only_what_is_due() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &addresses()).unwrap();
+        let before = shown(&pki);
+        assert!(!pki.renew().unwrap());
+        assert_eq!(shown(&pki), before);
+        // A certificate that cannot be read is as good as one that is due.
+        fs::write(dir.path().join("server.pem"), "nothing").unwrap();
+        assert!(pki.renew().unwrap());
+        assert_ne!(shown(&pki), before);
+        assert_eq!(shown(&pki)[1], before[1], "the authority stays");
+    }
+
     #[test]
     fn is_the_same_authority_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let first = Pki::open(dir.path(), &addresses()).unwrap();
         let second = Pki::open(dir.path(), &addresses()).unwrap();
         assert_eq!(first.ca_sha256(), second.ca_sha256());
-        assert_eq!(first.server_chain, second.server_chain);
+        assert_eq!(shown(&first), shown(&second));
         let mut more = addresses();
         more.push("10.88.0.1".parse().unwrap());
         let third = Pki::open(dir.path(), &more).unwrap();
         assert_eq!(first.ca_sha256(), third.ca_sha256());
-        assert_ne!(first.server_chain[0], third.server_chain[0]);
+        assert_ne!(shown(&first), shown(&third));
         third.server_config().unwrap();
         use std::os::unix::fs::PermissionsExt;
         let mode = fs::metadata(dir.path().join("ca-key.pem"))

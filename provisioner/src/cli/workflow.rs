@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use anneal_protocol::api::WorkflowView;
 use anyhow::Context as _;
 use clap::Subcommand;
-use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::output::{self, Format, Table};
@@ -22,13 +22,6 @@ pub enum Command {
     },
 }
 
-/// A workflow that can be named in a request.
-#[derive(Debug, Serialize, Deserialize)]
-struct WorkflowView {
-    name: String,
-    steps: Vec<String>,
-}
-
 /// Carries out `anneal workflow …`.
 ///
 /// # Errors
@@ -40,7 +33,11 @@ pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Re
             output::show(format, &workflows, |workflows| {
                 let mut table = Table::new(["NAME", "STEPS"]);
                 for workflow in workflows {
-                    table.row([workflow.name.as_str(), &workflow.steps.join(", ")]);
+                    let steps = match &workflow.error {
+                        Some(error) => format!("cannot be used: {error}"),
+                        None => workflow.steps.join(", "),
+                    };
+                    table.row([workflow.name.as_str(), &steps]);
                 }
                 table.to_string()
             })

@@ -116,6 +116,11 @@ const BACKLOG: usize = 16_384;
 /// How many events a slow watcher may fall behind before it has to read the store again.
 const WATCH_BACKLOG: usize = 1_024;
 
+/// The writer has stopped, so an event could not be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the event was not stored: the event writer has stopped")]
+pub struct NotStored;
+
 /// Records events; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Recorder {
@@ -168,14 +173,16 @@ impl Recorder {
 
     /// Records an event and waits until it is stored: for facts that must not be lost, such as
     /// a phone-home, before they are acknowledged.
-    pub async fn record_durably(&self, event: Event) {
+    ///
+    /// # Errors
+    /// When the writer has stopped: the fact is not stored and must not be acknowledged.
+    pub async fn record_durably(&self, event: Event) -> Result<(), NotStored> {
         let (done, wait) = oneshot::channel();
-        if self.sender.send(Entry::Event(now(), event)).await.is_ok()
-            && self.sender.send(Entry::Flush(done)).await.is_ok()
-        {
-            // An error means that the writer stopped, which stops the process.
-            let _ = wait.await;
-        }
+        let entry = Entry::Event(now(), event);
+        self.sender.send(entry).await.map_err(|_| NotStored)?;
+        let flush = Entry::Flush(done);
+        self.sender.send(flush).await.map_err(|_| NotStored)?;
+        wait.await.map_err(|_| NotStored)
     }
 
     /// Shows an event to watchers without storing it (progress).
@@ -273,7 +280,8 @@ mod tests {
         }
         recorder
             .record_durably(Event::new("test.last", "last").machine("r1n1"))
-            .await;
+            .await
+            .unwrap();
         let rows = store
             .events_after(0, 1000, Some("r1n1"), None)
             .await

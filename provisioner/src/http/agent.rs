@@ -140,7 +140,8 @@ async fn enroll(
                     "address": peer.address.ip(),
                 })),
         )
-        .await;
+        .await
+        .map_err(|error| ApiError::internal(&error))?;
     Ok(Json(EnrollResponse {
         certificate,
         ca: shared.pki.ca_pem().to_owned(),

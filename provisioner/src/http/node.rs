@@ -78,7 +78,8 @@ async fn phone_home(
                 .run(&token.run)
                 .data(data),
         )
-        .await;
+        .await
+        .map_err(|error| ApiError::internal(&error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -100,7 +100,8 @@ impl Engine {
                             .run(&row.id)
                             .data(serde_json::json!({ "boot_id": request.boot_id })),
                     )
-                    .await;
+                    .await
+                    .map_err(|error| EngineError::Internal(error.into()))?;
             }
             None => {}
         }

@@ -1,6 +1,6 @@
 //! Machines: look, apply an inventory file, remove.
 
-use anneal_protocol::api::{ApplyResult, BmcView, MachineView, Nic, Page, Problem, Role};
+use anneal_protocol::api::{ApplyResult, MachineView, Page, Problem, Role};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use super::auth::Caller;
 use super::{ListQuery, page_size};
 use crate::app::Shared;
-use crate::clock::{now, rfc3339};
+use crate::clock::now;
 use crate::event::Event;
 use crate::http::problem::{ApiError, ApiResult};
 use crate::machine::file;
@@ -136,38 +136,7 @@ pub(crate) fn file_name(headers: &HeaderMap, default: &str) -> String {
 
 async fn view(shared: &Shared, row: MachineRow) -> ApiResult<MachineView> {
     let why = shared.engine.why(&row.machine.name).await?;
-    let machine = row.machine;
-    let nics = machine
-        .nics
-        .iter()
-        .map(|nic| Nic {
-            mac: nic.mac,
-            address: nic.address.map(|a| a.to_string()),
-            boot: nic.boot,
-        })
-        .collect();
-    Ok(MachineView {
-        name: machine.name,
-        rack: machine.rack,
-        role: machine.role,
-        state: row.state,
-        why,
-        nics,
-        bmc: machine.bmc.map(|bmc| BmcView {
-            url: bmc.url,
-            username: bmc.username,
-            tls_sha256: bmc.tls_sha256,
-        }),
-        disk: machine.disk,
-        protected_disks: machine.protected_disks,
-        image: machine.image,
-        workflow: machine.workflow,
-        labels: machine.labels,
-        run: row.active_run.or(row.last_run),
-        node: row.node,
-        inventory: row.inventory,
-        updated_at: rfc3339(row.updated_at),
-    })
+    Ok(row.view(why))
 }
 
 impl From<ApplyError> for ApiError {

@@ -1,27 +1,14 @@
 //! Workflows: which there are, and whether a text is one.
 
-use anneal_protocol::api::{Page, Problem, Role};
+use anneal_protocol::api::{Page, Problem, Role, WorkflowView};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use serde::Serialize;
 
 use super::auth::Caller;
 use crate::app::Shared;
 use crate::http::problem::{ApiError, ApiResult};
 use crate::workflow::plan::Step;
-
-/// A workflow that can be named in a request.
-#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct WorkflowView {
-    /// Name.
-    pub name: String,
-    /// Its steps, `name (action)`.
-    pub steps: Vec<String>,
-    /// Why it cannot be used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
 
 fn title(step: &Step) -> String {
     format!("{} ({})", step.name, step.uses.spec().name)
