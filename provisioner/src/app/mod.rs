@@ -4,13 +4,13 @@
 //! answers on the wire. Every task is in one `JoinSet`; the first that ends unexpectedly stops
 //! the others, and the process exits with an error.
 
+mod source;
+mod state;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anneal_protocol::api::Role;
-use anneal_protocol::cmdline::{Address, Boot};
 use anneal_protocol::machine::Mac;
 use anyhow::{Context, bail};
 use axum::Router;
@@ -18,8 +18,7 @@ use axum::routing::get;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::boot::{self, BootFiles, BootSource, Choice, RunBoot, Target};
-use crate::clock::now;
+use crate::boot::BootFiles;
 use crate::event::{self, Recorder, Writer};
 use crate::http::listener::Listener;
 use crate::http::{agent, api, boot as boot_http, node};
@@ -27,13 +26,11 @@ use crate::machine::Directory;
 use crate::metrics::Metrics;
 use crate::pki::Pki;
 use crate::settings::Settings;
-use crate::store::{ApiKeyRecord, Store};
-use crate::token::{self, Purpose, Tokens};
+use crate::store::Store;
+use crate::token::Tokens;
 use crate::workflow::{Engine, EngineDeps};
 use crate::{bmc, dhcp, image, render, tftp};
 
-/// Name of the API key in the context that the daemon writes for its own host.
-const LOCAL_KEY: &str = "local-admin";
 /// How long tasks may take to end after the stop signal.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -95,16 +92,19 @@ impl App {
     /// Everything that stands in the way of serving, with what to do about it.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
         let settings = Arc::new(settings);
-        let state = settings.state_dir.as_path();
-        private_dir(state)?;
+        let state_dir = settings.state_dir.as_path();
+        state::private_dir(state_dir)?;
         let boot_files = Arc::new(BootFiles::load(&settings.netboot_dir)?);
         let ip = settings.address.ip;
         let host = IpAddr::V4(ip);
-        let pki = Pki::open(&state.join("pki"), &[host, IpAddr::V4(Ipv4Addr::LOCALHOST)])?;
+        let pki = Pki::open(
+            &state_dir.join("pki"),
+            &[host, IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        )?;
 
-        let store = Store::open(&state.join("anneal.db"))
+        let store = Store::open(&state_dir.join("anneal.db"))
             .await
-            .with_context(|| format!("opening the database in {}", state.display()))?;
+            .with_context(|| format!("opening the database in {}", state_dir.display()))?;
         let (recorder, writer) = event::channel(store.clone());
         let tls_listener =
             Listener::bind((ip, settings.tls_port).into(), Some(pki.server_config()?)).await?;
@@ -115,9 +115,10 @@ impl App {
         let directory = Directory::default();
         directory.replace(store.machine_snapshot().await?);
         let tokens = Arc::new(Tokens::new(store.clone(), recorder.clone()));
-        let signing_key = image::signing_key(&state.join("image-key.pem"))?;
-        let images =
-            Arc::new(image::Catalog::open(store.clone(), state.join("images"), signing_key).await?);
+        let signing_key = image::signing_key(&state_dir.join("image-key.pem"))?;
+        let images = Arc::new(
+            image::Catalog::open(store.clone(), state_dir.join("images"), signing_key).await?,
+        );
         let bmc = Arc::new(bmc::BmcPool::new());
         let engine = Engine::new(EngineDeps {
             store: store.clone(),
@@ -167,8 +168,8 @@ impl App {
             metrics: Metrics::new(),
             stop: CancellationToken::new(),
         }));
-        write_admin_context(&shared, &server_url).await?;
-        let source = Arc::new(Source {
+        state::write_admin_context(&shared, &server_url).await?;
+        let source = Arc::new(source::Source {
             shared: shared.clone(),
             server_url,
             ca_sha256,
@@ -440,137 +441,6 @@ fn dhcp_scope(dhcp: &crate::settings::DhcpSettings) -> String {
             format!("reserved addresses of the inventory, {first} to {last} for the rest of it")
         }
         (None, _) => "reserved addresses of the inventory, nobody else".to_owned(),
-    }
-}
-
-/// Makes the state directory, readable by its owner only.
-fn private_dir(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| {
-            format!(
-                "creating the state directory {}; see --state-dir",
-                path.display()
-            )
-        })?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("restricting the state directory {}", path.display()))
-}
-
-/// Writes the context with which the CLI on this host reaches the daemon. The key in it is made
-/// anew when the file is missing; its digest is what the store has.
-async fn write_admin_context(shared: &Shared, server_url: &str) -> anyhow::Result<()> {
-    let path = shared.settings.state_dir.join("admin.context.json");
-    let kept = std::fs::read(&path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
-        .and_then(|context| context["key"].as_str().map(str::to_owned));
-    let known = match &kept {
-        Some(key) => shared
-            .store
-            .api_key_by_digest(&token::digest(key))
-            .await?
-            .is_some(),
-        None => false,
-    };
-    let key = match kept.filter(|_| known) {
-        Some(key) => key,
-        None => {
-            let key = token::random_secret()?;
-            let record = ApiKeyRecord {
-                name: LOCAL_KEY.to_owned(),
-                role: Role::Admin,
-                created_at: now(),
-            };
-            shared
-                .store
-                .replace_api_key(&record, &token::digest(&key))
-                .await?;
-            key
-        }
-    };
-    let context = serde_json::json!({
-        "server": server_url,
-        "ca": shared.pki.ca_pem(),
-        "key": key,
-    });
-    let text = serde_json::to_string_pretty(&context)?;
-    crate::pki::write_file(&path, 0o600, text.as_bytes())?;
-    // For curl --cacert: public.
-    let ca_path = shared.settings.state_dir.join("ca.pem");
-    crate::pki::write_file(&ca_path, 0o644, shared.pki.ca_pem().as_bytes())
-}
-
-/// Answers what a MAC boots next, from inventory and runs.
-struct Source {
-    shared: Shared,
-    server_url: String,
-    ca_sha256: String,
-}
-
-impl Source {
-    async fn answer(&self, mac: Mac, from: IpAddr) -> anyhow::Result<Target> {
-        let snapshot = self.shared.directory.snapshot();
-        let Some(reservation) = snapshot.by_mac.get(&mac) else {
-            return Ok(Target::Unknown);
-        };
-        let machine = reservation.machine.clone();
-        // A script holds a boot token: it is for the owner of the MAC, at the owner's address.
-        if reservation
-            .address
-            .is_some_and(|address| IpAddr::V4(address.ip) != from)
-        {
-            tracing::warn!(%mac, %from, machine, "boot script asked for from another address");
-            return Ok(Target::Unknown);
-        }
-        let wanted = self.shared.engine.wants_agent(&machine).await?;
-        let facts = wanted.as_ref().map(|(_, wants_agent)| RunBoot {
-            active: true,
-            wants_agent: *wants_agent,
-        });
-        let (Choice::Agent, Some((run, _))) = (boot::decide(facts.as_ref()), wanted) else {
-            return Ok(Target::Disk { machine });
-        };
-        // One live boot token a run: a new script makes the one before it worthless.
-        self.shared
-            .tokens
-            .revoke_run(&run, Some(Purpose::Boot))
-            .await?;
-        let ttl = Purpose::Boot.default_ttl();
-        let token = self
-            .shared
-            .tokens
-            .mint(Purpose::Boot, &machine, &run, ttl)
-            .await?;
-        let dhcp = self.shared.settings.dhcp.as_ref();
-        let address = reservation.address.map(|address| Address {
-            ip: address.ip,
-            prefix: address.prefix,
-            gateway: dhcp.and_then(|d| d.router),
-        });
-        Ok(Target::Agent(Box::new(Boot {
-            server: self.server_url.clone(),
-            ca_sha256: self.ca_sha256.clone(),
-            token,
-            machine,
-            run,
-            time_secs: now().0 / 1000,
-            mac,
-            address,
-        })))
-    }
-}
-
-impl BootSource for Source {
-    fn target<'a>(
-        &'a self,
-        mac: Mac,
-        from: IpAddr,
-    ) -> std::pin::Pin<Box<dyn Future<Output = anyhow::Result<Target>> + Send + 'a>> {
-        Box::pin(self.answer(mac, from))
     }
 }
 

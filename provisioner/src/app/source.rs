@@ -1,0 +1,81 @@
+//! What a MAC boots next: the boot listener's question, answered from inventory, runs and tokens.
+
+use std::net::IpAddr;
+
+use anneal_protocol::cmdline::{Address, Boot};
+use anneal_protocol::machine::Mac;
+
+use super::Shared;
+use crate::boot::{self, BootSource, Choice, RunBoot, Target};
+use crate::clock::now;
+use crate::token::Purpose;
+
+/// Answers what a MAC boots next, from inventory and runs.
+pub(super) struct Source {
+    pub(super) shared: Shared,
+    pub(super) server_url: String,
+    pub(super) ca_sha256: String,
+}
+
+impl Source {
+    async fn answer(&self, mac: Mac, from: IpAddr) -> anyhow::Result<Target> {
+        let snapshot = self.shared.directory.snapshot();
+        let Some(reservation) = snapshot.by_mac.get(&mac) else {
+            return Ok(Target::Unknown);
+        };
+        let machine = reservation.machine.clone();
+        // A script holds a boot token: it is for the owner of the MAC, at the owner's address.
+        if reservation
+            .address
+            .is_some_and(|address| IpAddr::V4(address.ip) != from)
+        {
+            tracing::warn!(%mac, %from, machine, "boot script asked for from another address");
+            return Ok(Target::Unknown);
+        }
+        let wanted = self.shared.engine.wants_agent(&machine).await?;
+        let facts = wanted.as_ref().map(|(_, wants_agent)| RunBoot {
+            active: true,
+            wants_agent: *wants_agent,
+        });
+        let (Choice::Agent, Some((run, _))) = (boot::decide(facts.as_ref()), wanted) else {
+            return Ok(Target::Disk { machine });
+        };
+        // One live boot token a run: a new script makes the one before it worthless.
+        self.shared
+            .tokens
+            .revoke_run(&run, Some(Purpose::Boot))
+            .await?;
+        let ttl = Purpose::Boot.default_ttl();
+        let token = self
+            .shared
+            .tokens
+            .mint(Purpose::Boot, &machine, &run, ttl)
+            .await?;
+        let dhcp = self.shared.settings.dhcp.as_ref();
+        let address = reservation.address.map(|address| Address {
+            ip: address.ip,
+            prefix: address.prefix,
+            gateway: dhcp.and_then(|d| d.router),
+        });
+        Ok(Target::Agent(Box::new(Boot {
+            server: self.server_url.clone(),
+            ca_sha256: self.ca_sha256.clone(),
+            token,
+            machine,
+            run,
+            time_secs: now().0 / 1000,
+            mac,
+            address,
+        })))
+    }
+}
+
+impl BootSource for Source {
+    fn target<'a>(
+        &'a self,
+        mac: Mac,
+        from: IpAddr,
+    ) -> std::pin::Pin<Box<dyn Future<Output = anyhow::Result<Target>> + Send + 'a>> {
+        Box::pin(self.answer(mac, from))
+    }
+}
