@@ -207,7 +207,7 @@ async fn a_second_run_for_one_machine_is_a_conflict_and_cancel_frees_it() {
         (409, Some("run-active")),
         "{problem}"
     );
-    let by_hand = |machine: &Value| machine["why"].as_str().unwrap().contains("power it on");
+    let by_hand = |machine: &Value| machine["why"].as_str().unwrap().contains("by hand");
     let machine = daemon.until("/api/v1/machines/r1n1", by_hand).await;
     assert_eq!(machine["state"], "provisioning");
     let id = run["id"].as_str().unwrap();
