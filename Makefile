@@ -38,8 +38,11 @@ lab-down: ## remove the rack that `make lab` left
 	@$(SUDO) $(RACK) lab-down
 
 vagrant-test: build netboot ## one machine of the Vagrant lab, up, powered and removed (installs vagrant)
-	@command -v vagrant >/dev/null || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
-	  apt-get install -q -y --no-install-recommends vagrant vagrant-libvirt
+	@command -v vagrant >/dev/null || { \
+	  echo 'installing with apt: vagrant, vagrant-libvirt (the Vagrant lab)'; \
+	  $(SUDO) apt-get update -q && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -q -y --no-install-recommends vagrant vagrant-libvirt; }
 	@$(SUDO) vagrant/ci.sh
 
 deb: netboot ## a Debian package, in target/debian
@@ -58,9 +61,10 @@ test-agent: setup
 test-scenarios: build netboot
 	$(SUDO) env "PATH=$$PATH" cargo test --no-fail-fast -p anneal-tests
 
-fuzz: setup ## a minute of mutated input for each parser that faces the network
+FUZZ_SECONDS ?= 60
+fuzz: setup ## mutated input for each parser that faces the network, FUZZ_SECONDS each
 	@for target in fuzz/src/bin/*.rs; do \
-	  CARGO_TARGET_DIR=target/fuzz cargo run --quiet --manifest-path fuzz/Cargo.toml --bin "$$(basename "$$target" .rs)" -- 60 || exit 1; \
+	  CARGO_TARGET_DIR=target/fuzz cargo run --quiet --manifest-path fuzz/Cargo.toml --bin "$$(basename "$$target" .rs)" -- $(FUZZ_SECONDS) || exit 1; \
 	done
 
 check: check-format check-lints check-agent check-deny ## formatting, lints, licences and sources of dependencies

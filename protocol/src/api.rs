@@ -164,7 +164,7 @@ pub struct StepView {
     pub name: String,
     /// Action.
     pub uses: String,
-    /// `pending`, `running`, `waiting`, `succeeded`, `failed`, `skipped`, `cancelled`.
+    /// `pending`, `running`, `waiting`, `leaving`, `succeeded`, `failed`, `skipped`, `cancelled`.
     pub state: String,
     /// Attempts so far.
     pub attempts: u32,
@@ -309,7 +309,7 @@ pub struct EventView {
 pub struct TokenView {
     /// Id (not the secret).
     pub id: String,
-    /// `boot`, `config` or `phone-home`.
+    /// `boot` or `phone-home`.
     pub purpose: String,
     /// Machine it is bound to.
     pub machine: String,

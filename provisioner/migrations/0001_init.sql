@@ -109,7 +109,7 @@ CREATE TABLE steps (
 CREATE TABLE tokens (
     id           TEXT PRIMARY KEY,
     digest       TEXT NOT NULL UNIQUE,     -- SHA-256 of the secret, hex
-    purpose      TEXT NOT NULL,            -- boot | config | phone-home
+    purpose      TEXT NOT NULL,            -- boot | phone-home
     machine      TEXT NOT NULL,
     run          TEXT NOT NULL,
     created_at   INTEGER NOT NULL,

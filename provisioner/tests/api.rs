@@ -23,6 +23,7 @@ async fn nothing_but_boot_health_and_metrics_answers_without_a_key() {
         "images",
         "api-keys",
         "workflows",
+        "openapi.json",
     ] {
         let answer = daemon
             .anonymous

@@ -114,8 +114,6 @@ pub mod code {
     pub const HOST_NAME: u8 = 12;
     /// Broadcast address of the subnet.
     pub const BROADCAST_ADDRESS: u8 = 28;
-    /// Vendor-specific information; PXE's sub-options.
-    pub const VENDOR: u8 = 43;
     /// Address the client asks for.
     pub const REQUESTED_ADDRESS: u8 = 50;
     /// Lease time, seconds.
@@ -167,12 +165,6 @@ pub mod code {
     pub const RELAY_LINK_SELECTION: u8 = 5;
     /// In option 82: server identifier override (RFC 5107).
     pub const RELAY_SERVER_ID: u8 = 11;
-    /// In option 43 of PXE: discovery control.
-    pub const PXE_DISCOVERY_CONTROL: u8 = 6;
-    /// In option 43 of PXE: boot menu.
-    pub const PXE_BOOT_MENU: u8 = 9;
-    /// In option 43 of PXE: menu prompt.
-    pub const PXE_MENU_PROMPT: u8 = 10;
     /// In option 175: this iPXE speaks HTTP.
     pub const IPXE_HTTP: u8 = 19;
     /// In option 175: do not wait for a proxy DHCP server.

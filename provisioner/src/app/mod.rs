@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::BootFiles;
-use crate::event::{self, Recorder, Writer};
+use crate::event::{self, Event, Recorder, Writer};
 use crate::http::listener::Listener;
 use crate::http::{agent, api, boot as boot_http, node};
 use crate::machine::Directory;
@@ -106,6 +106,14 @@ impl App {
             .await
             .with_context(|| format!("opening the database in {}", state_dir.display()))?;
         let (recorder, writer) = event::channel(store.clone());
+        if let Some(id) = store.broken_event_chain().await? {
+            tracing::error!(
+                id,
+                "the event log was changed from outside, from this event on"
+            );
+            let message = format!("the event log was changed from outside, from event {id} on");
+            recorder.record(Event::new(event::kind::CHAIN_BROKEN, message));
+        }
         let tls_listener =
             Listener::bind((ip, settings.tls_port).into(), Some(pki.server_config()?)).await?;
         let boot_listener = Listener::bind((ip, settings.boot_port).into(), None).await?;

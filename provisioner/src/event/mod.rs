@@ -48,12 +48,16 @@ pub mod kind {
     pub const BOOT_DEVICE: &str = "bmc.boot-device";
     /// Somebody used a token that they should not have.
     pub const TOKEN_ALARM: &str = "token.alarm";
+    /// The stored events do not follow from each other: somebody changed them.
+    pub const CHAIN_BROKEN: &str = "event.chain-broken";
     /// A run was created, or changed its state: `run.` + state.
     pub const RUN_PREFIX: &str = "run.";
     /// A step changed its state: `step.` + state.
     pub const STEP_PREFIX: &str = "step.";
-    /// Inventory changed: `machine.applied`, `machine.removed`.
-    pub const MACHINE_PREFIX: &str = "machine.";
+    /// A machine was registered or its description changed; `data.fields`.
+    pub const MACHINE_APPLIED: &str = "machine.applied";
+    /// A machine was removed from the inventory.
+    pub const MACHINE_REMOVED: &str = "machine.removed";
 }
 
 /// Something that happened. `message` is one sentence for people.

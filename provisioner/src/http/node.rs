@@ -1,5 +1,7 @@
 //! What installed systems say: the phone-home, once, with the token from their configuration.
 
+use std::net::IpAddr;
+
 use anneal_protocol::api::NodeReport;
 use axum::Router;
 use axum::extract::State;
@@ -37,9 +39,16 @@ async fn phone_home(
     })?;
     check(&report)?;
     let by = peer.address.ip().to_string();
+    // A node with a reserved address must call from it; behind NAT or with another address of
+    // its own, nobody is known by that address, and the token alone says who it is.
+    let snapshot = shared.directory.snapshot();
+    let seen = snapshot.by_mac.values().find(|reservation| {
+        let address = reservation.address.map(|address| IpAddr::V4(address.ip));
+        address == Some(peer.address.ip())
+    });
     let claim = Claim {
         purpose: Purpose::PhoneHome,
-        machine: None,
+        machine: seen.map(|reservation| reservation.machine.as_str()),
         by: &by,
     };
     let token = match shared.tokens.redeem(secret, claim).await {
@@ -49,9 +58,13 @@ async fn phone_home(
             return Err(gone());
         }
         Ok(token) => token,
-        Err((TokenError::Refused(Refused::Replayed | Refused::Expired | Refused::Revoked), _)) => {
+        Err((TokenError::Refused(Refused::Replayed), Some(token))) => {
+            let reason = "the phone-home token was used twice, from two addresses";
+            let failed = shared.engine.fail_security(&token.run, reason).await;
+            failed.map_err(|error| ApiError::internal(&error))?;
             return Err(gone());
         }
+        Err((TokenError::Refused(Refused::Expired | Refused::Revoked), _)) => return Err(gone()),
         Err((TokenError::Refused(_), _)) => {
             return Err(ApiError::new(
                 StatusCode::FORBIDDEN,

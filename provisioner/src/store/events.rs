@@ -154,22 +154,31 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn broken_event_chain(&self) -> Result<Option<i64>> {
-        let rows = sqlx::query(
-            "SELECT id, at, kind, machine, run, message, data, chain FROM events ORDER BY id",
-        )
-        .fetch_all(&self.reader)
-        .await
-        .map_err(during("reading the event chain"))?;
-        let mut chain = String::new();
-        for row in &rows {
-            let stored: String = row.get("chain");
-            let EventRow { id, at, event } = event_row(row);
-            chain = link(&chain, at, &event, row.get("data"));
-            if chain != stored {
-                return Ok(Some(id));
+        const PAGE: usize = 1000;
+        let (mut chain, mut last) = (String::new(), 0);
+        loop {
+            let rows = sqlx::query(
+                "SELECT id, at, kind, machine, run, message, data, chain FROM events \
+                 WHERE id > $1 ORDER BY id LIMIT $2",
+            )
+            .bind(last)
+            .bind(PAGE as i64)
+            .fetch_all(&self.reader)
+            .await
+            .map_err(during("reading the event chain"))?;
+            for row in &rows {
+                let stored: String = row.get("chain");
+                let EventRow { id, at, event } = event_row(row);
+                chain = link(&chain, at, &event, row.get("data"));
+                if chain != stored {
+                    return Ok(Some(id));
+                }
+                last = id;
+            }
+            if rows.len() < PAGE {
+                return Ok(None);
             }
         }
-        Ok(None)
     }
 }
 

@@ -1,27 +1,11 @@
-//! Facts about machines that servers learn: hardware, and what the node says of itself.
+//! Facts about machines that servers learn: what the node says of itself.
 
-use anneal_protocol::agent::Inventory;
 use anneal_protocol::api::NodeReport;
 use serde::Serialize;
 
 use super::{Result, Store, StoreError, during};
 
 impl Store {
-    /// Keeps the hardware that the agent reported.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn set_inventory(&self, machine: &str, inventory: &Inventory) -> Result<()> {
-        let text = json("inventory", inventory)?;
-        sqlx::query("UPDATE machines SET inventory = $2 WHERE name = $1")
-            .bind(machine)
-            .bind(text)
-            .execute(&self.writer)
-            .await
-            .map(drop)
-            .map_err(during("storing a hardware report"))
-    }
-
     /// Keeps what the installed system said when it called home.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use anneal_protocol::time::Millis;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{Result, Store, during};
+use super::{Result, Store, StoreError, during};
 use crate::token::{Purpose, TokenRecord};
 
 const COLUMNS: &str =
@@ -43,8 +43,10 @@ impl Store {
             .bind(digest)
             .fetch_optional(&self.writer)
             .await
-            .map(|row| row.as_ref().map(token))
-            .map_err(during("looking up a token"))
+            .map_err(during("looking up a token"))?
+            .as_ref()
+            .map(token)
+            .transpose()
     }
 
     /// Marks a token used; false when somebody was faster or it is no longer live.
@@ -101,16 +103,20 @@ impl Store {
             .bind(limit)
             .fetch_all(&self.reader)
             .await
-            .map(|rows| rows.iter().map(token).collect())
-            .map_err(during("listing tokens"))
+            .map_err(during("listing tokens"))?
+            .iter()
+            .map(token)
+            .collect()
     }
 }
 
-fn token(row: &SqliteRow) -> TokenRecord {
-    TokenRecord {
+fn token(row: &SqliteRow) -> Result<TokenRecord> {
+    let purpose: String = row.get("purpose");
+    Ok(TokenRecord {
         id: row.get("id"),
         digest: row.get("digest"),
-        purpose: Purpose::parse(row.get("purpose")),
+        purpose: Purpose::parse(&purpose)
+            .ok_or_else(|| StoreError::Conflict(format!("unknown token purpose {purpose}")))?,
         machine: row.get("machine"),
         run: row.get("run"),
         created_at: Millis(row.get("created_at")),
@@ -118,5 +124,5 @@ fn token(row: &SqliteRow) -> TokenRecord {
         used_at: row.get::<Option<i64>, _>("used_at").map(Millis),
         used_by: row.get("used_by"),
         revoked_at: row.get::<Option<i64>, _>("revoked_at").map(Millis),
-    }
+    })
 }

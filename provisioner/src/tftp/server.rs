@@ -116,13 +116,6 @@ impl Server {
         })
     }
 
-    /// With other limits.
-    #[must_use]
-    pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
     /// Where it listens; the real port when bound to port 0.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {

@@ -26,8 +26,6 @@ use crate::store::{Store, StoreError};
 pub enum Purpose {
     /// Handed to the agent on the kernel command line; trades for a certificate.
     Boot,
-    /// Lets a machine fetch its configuration by URL.
-    Config,
     /// Lets the installed system say that it booted.
     PhoneHome,
 }
@@ -38,28 +36,25 @@ impl Purpose {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Boot => "boot",
-            Self::Config => "config",
             Self::PhoneHome => "phone-home",
         }
     }
 
     /// How long a token of this purpose lives when the caller does not say: boot 10 minutes,
-    /// config and phone-home 30.
+    /// phone-home 30.
     #[must_use]
     pub fn default_ttl(self) -> Duration {
         match self {
             Self::Boot => Duration::from_secs(10 * 60),
-            Self::Config | Self::PhoneHome => Duration::from_secs(30 * 60),
+            Self::PhoneHome => Duration::from_secs(30 * 60),
         }
     }
 
-    /// Reads the stored word; the column is written by [`Self::as_str`] only.
-    pub(crate) fn parse(word: &str) -> Self {
-        match word {
-            "boot" => Self::Boot,
-            "phone-home" => Self::PhoneHome,
-            _ => Self::Config,
-        }
+    /// Reads the stored word.
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        [Self::Boot, Self::PhoneHome]
+            .into_iter()
+            .find(|purpose| purpose.as_str() == word)
     }
 }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anneal_protocol::agent::{
     AgentAction, Next, NextRequest, Order, OrderId, Outcome, Report, ReportAck, StepResult,
 };
-use anneal_protocol::time::Millis;
 
 use super::driver::{Engine, EngineError, Heard, TRIES, lock, too_busy};
 use super::engine::{self, Change, ResultVerdict};
@@ -232,6 +231,10 @@ impl Engine {
             });
             recorder.record(about(Event::new(kind::AGENT_LOG, text)).data(data));
         }
+        if report.logs_dropped > 0 {
+            let text = format!("{} lines of the agent's log were lost", report.logs_dropped);
+            recorder.record(about(Event::new(kind::AGENT_LOG, text)));
+        }
         let wanted = engine::wanted(&s, order.step, order.attempt, &report.boot_id);
         if let Some(progress) = report.progress.filter(|_| wanted) {
             let idx = order.step as usize;
@@ -294,12 +297,5 @@ impl Engine {
             Err(StoreError::NotFound(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// When an agent of a run was last heard, for the operator.
-    #[must_use]
-    pub fn last_heard(&self, run: &str) -> Option<Millis> {
-        let agents = lock(&self.inner.agents);
-        agents.get(run).map(|heard| heard.presence.seen)
     }
 }

@@ -9,7 +9,7 @@ use super::auth::Caller;
 use super::{ListQuery, page_size};
 use crate::app::Shared;
 use crate::clock::now;
-use crate::event::Event;
+use crate::event::{Event, kind};
 use crate::http::problem::{ApiError, ApiResult};
 use crate::machine::file;
 use crate::store::{ApplyError, MachineRow};
@@ -76,7 +76,7 @@ pub async fn remove(
     let message = format!("{} removed {name} from the inventory", caller.name);
     shared
         .recorder
-        .record(Event::new("machine.removed", message).machine(&name));
+        .record(Event::new(kind::MACHINE_REMOVED, message).machine(&name));
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -111,7 +111,7 @@ pub async fn apply(
                 "{} applied {}: {}",
                 caller.name, change.machine, change.action
             );
-            let event = Event::new("machine.applied", message).machine(&change.machine);
+            let event = Event::new(kind::MACHINE_APPLIED, message).machine(&change.machine);
             let fields: Vec<&str> = change.fields.iter().map(|f| f.field.as_str()).collect();
             shared
                 .recorder

@@ -68,6 +68,7 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v1/workflows/validate", post(workflows::validate))
         .route("/api/v1/events", get(events::stream))
         .route("/api/v1/event-log", get(events::log))
+        .route("/api/v1/openapi.json", get(openapi::document))
         .route("/api/v1/tokens", get(tokens::list))
         .route("/api/v1/api-keys", get(keys::list).post(keys::create))
         .route("/api/v1/api-keys/{name}", delete(keys::remove))
@@ -81,8 +82,6 @@ pub fn router(shared: &Shared) -> Router {
             shared.clone(),
             auth::authenticate,
         ))
-        // The description of the API is no secret: generators fetch it before they have a key.
-        .route("/api/v1/openapi.json", get(openapi::document))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(shared.clone())
 }
