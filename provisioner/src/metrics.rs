@@ -75,7 +75,7 @@ impl Metrics {
         let events_lost = Counter::default();
         registry.register(
             "events_lost",
-            "Events dropped because the disk could not keep up",
+            "Events not stored: the disk could not keep up, or strangers caused too many",
             events_lost.clone(),
         );
         let resident = Gauge::default();

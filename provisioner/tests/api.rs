@@ -232,6 +232,47 @@ async fn a_second_run_for_one_machine_is_a_conflict_and_cancel_frees_it() {
 }
 
 #[tokio::test]
+async fn a_run_is_not_retried_with_a_plan_that_the_inventory_left_behind() {
+    let daemon = Daemon::with_inventory().await;
+    let (_, run) = daemon
+        .post(
+            "/api/v1/machines/r1n1/provision",
+            json!({"workflow": "inventory"}),
+        )
+        .await;
+    let id = run["id"].as_str().unwrap();
+    daemon
+        .post(&format!("/api/v1/runs/{id}/cancel"), json!({}))
+        .await;
+    daemon
+        .until(&format!("/api/v1/runs/{id}"), |run| {
+            run["state"] == "cancelled"
+        })
+        .await;
+    let protected = INVENTORY.replace(
+        "disk: { hints: { serial: \"DISK1\" } }",
+        "disk: { hints: { type: nvme } }\n    protected_disks: [ { serial: \"DISK1\" } ]",
+    );
+    let applied = daemon
+        .admin
+        .post(daemon.url("/api/v1/inventory"))
+        .body(protected)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(applied.status(), 200, "{}", applied.text().await.unwrap());
+    let (status, problem) = daemon
+        .post(&format!("/api/v1/runs/{id}/retry"), json!({}))
+        .await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("`disk`"),
+        "{problem}"
+    );
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_work_is_refused_before_a_run_exists() {
     let daemon = Daemon::with_inventory().await;
     let cases = [
@@ -358,6 +399,14 @@ async fn a_boot_token_is_good_once_for_one_key() {
     assert!(
         run["why"].as_str().unwrap().contains("redeemed twice"),
         "{run}"
+    );
+    let id = run["id"].as_str().unwrap();
+    let (status, refused) = daemon
+        .post(&format!("/api/v1/runs/{id}/retry"), json!({}))
+        .await;
+    assert_eq!(
+        status, 409,
+        "a thief may hold this run's certificate: {refused}"
     );
     let log: Value = daemon.get("/api/v1/event-log?limit=1000").await;
     assert!(

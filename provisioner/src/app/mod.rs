@@ -59,6 +59,8 @@ pub struct SharedParts {
     pub images: Arc<image::Catalog>,
     /// Who owns which MAC.
     pub directory: Directory,
+    /// Held while the inventory and [`Self::directory`] change together.
+    pub inventory: tokio::sync::Mutex<()>,
     /// Metrics.
     pub metrics: Metrics,
     /// Set when the daemon stops.
@@ -173,6 +175,7 @@ impl App {
             engine,
             images,
             directory: directory.clone(),
+            inventory: tokio::sync::Mutex::new(()),
             metrics: Metrics::new(),
             stop: CancellationToken::new(),
         }));

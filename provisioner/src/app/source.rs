@@ -8,6 +8,8 @@ use anneal_protocol::machine::Mac;
 use super::Shared;
 use crate::boot::{self, BootSource, Choice, RunBoot, Target};
 use crate::clock::now;
+use crate::machine::Reservation;
+use crate::store::LeaseState;
 use crate::token::Purpose;
 
 /// Answers what a MAC boots next, from inventory and runs.
@@ -18,17 +20,34 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// Whether a card asks from its reserved address, or else from the one it leases.
+    async fn is_at(
+        &self,
+        mac: Mac,
+        reservation: &Reservation,
+        from: IpAddr,
+    ) -> anyhow::Result<bool> {
+        if let Some(address) = reservation.address {
+            return Ok(IpAddr::V4(address.ip) == from);
+        }
+        let leases = self.shared.store.leases().await?;
+        Ok(leases.iter().any(|lease| {
+            lease.mac == mac
+                && lease.state == LeaseState::Bound
+                && IpAddr::V4(lease.address) == from
+                && lease.expires_at > now()
+        }))
+    }
+
     async fn answer(&self, mac: Mac, from: IpAddr) -> anyhow::Result<Target> {
         let snapshot = self.shared.directory.snapshot();
         let Some(reservation) = snapshot.by_mac.get(&mac) else {
             return Ok(Target::Unknown);
         };
         let machine = reservation.machine.clone();
-        // A script holds a boot token: it is for the owner of the MAC, at the owner's address.
-        if reservation
-            .address
-            .is_some_and(|address| IpAddr::V4(address.ip) != from)
-        {
+        // A script holds a boot token: it is for the card that boots, at the address that we
+        // gave it.
+        if !reservation.boot || !self.is_at(mac, reservation, from).await? {
             tracing::warn!(%mac, %from, machine, "boot script asked for from another address");
             return Ok(Target::Unknown);
         }

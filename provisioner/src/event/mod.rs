@@ -9,13 +9,15 @@
 //!
 //! Not here: decisions. An event says what was seen, not what follows from it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anneal_protocol::time::Millis;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now;
+use crate::dhcp::guard::Limiter;
 use crate::store::{EventRow, Store};
 
 /// Kinds of events, the stable words of the API. Protocol servers use these constants.
@@ -115,6 +117,10 @@ enum Entry {
     Flush(oneshot::Sender<()>),
 }
 
+/// How many events of one kind strangers may cause in each [`STRANGERS_WINDOW`].
+const STRANGERS: u32 = 20;
+/// See [`STRANGERS`].
+const STRANGERS_WINDOW: Duration = Duration::from_secs(60);
 /// How many events may wait for the disk before new ones are dropped (and counted).
 const BACKLOG: usize = 16_384;
 /// How many events a slow watcher may fall behind before it has to read the store again.
@@ -132,6 +138,7 @@ pub struct Recorder {
     watchers: broadcast::Sender<Arc<EventRow>>,
     stored: Arc<Notify>,
     dropped: Arc<std::sync::atomic::AtomicU64>,
+    strangers: Arc<Mutex<Limiter<String>>>,
 }
 
 /// Stores what a [`Recorder`] records; run it as a task.
@@ -154,6 +161,7 @@ pub fn channel(store: Store) -> (Recorder, Writer) {
         watchers: watchers.clone(),
         stored: stored.clone(),
         dropped: Arc::default(),
+        strangers: Arc::new(Mutex::new(Limiter::new(STRANGERS, STRANGERS_WINDOW))),
     };
     (
         recorder,
@@ -170,6 +178,22 @@ impl Recorder {
     /// Records an event without waiting. When the disk cannot keep up, it is dropped and counted.
     pub fn record(&self, event: Event) {
         if self.sender.try_send(Entry::Event(now(), event)).is_err() {
+            self.dropped
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Records what somebody unknown did: a few of each kind in a while, the rest is only
+    /// counted, so that nobody can fill the disk by asking.
+    pub fn record_stranger(&self, event: Event) {
+        let mut strangers = self
+            .strangers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if strangers.allow(event.kind.clone(), now()) {
+            drop(strangers);
+            self.record(event);
+        } else {
             self.dropped
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }

@@ -87,8 +87,11 @@ async fn send_script(
             return (StatusCode::SERVICE_UNAVAILABLE, "no script, see the log\n").into_response();
         }
     };
-    boot.recorder
-        .record(script_event(mac, peer.address.ip(), &target));
+    let event = script_event(mac, peer.address.ip(), &target);
+    match target {
+        Target::Unknown => boot.recorder.record_stranger(event),
+        Target::Agent(_) | Target::Disk { .. } => boot.recorder.record(event),
+    }
     let headers = [(CONTENT_TYPE, "text/plain"), (CACHE_CONTROL, "no-store")];
     (headers, text).into_response()
 }
@@ -175,6 +178,10 @@ impl Drop for Transfer {
             "duration_ms": u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "address": self.address,
         }));
+        if who.is_none() {
+            self.recorder.record_stranger(event);
+            return;
+        }
         event.machine = who;
         self.recorder.record(event);
     }

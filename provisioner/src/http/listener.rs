@@ -3,8 +3,9 @@
 //! Owns: TLS handshakes (in the connection's task, bounded in time, so that a silent client
 //! holds nobody up), who the peer is, and draining at stop.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,6 +27,39 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Connections at once on one listener.
 const MAX_CONNECTIONS: usize = 1_024;
+/// Connections at once of one client, so that no single one takes them all.
+const MAX_PER_CLIENT: usize = 64;
+
+/// How many connections each client has.
+#[derive(Debug, Clone, Default)]
+struct Clients(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of a client; leaving it out of scope gives it back.
+struct Place(Clients, IpAddr);
+
+impl Clients {
+    fn enter(&self, client: IpAddr) -> Option<Place> {
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(client).or_default();
+        if *count >= MAX_PER_CLIENT {
+            return None;
+        }
+        *count += 1;
+        Some(Place(self.clone(), client))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut clients = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = clients.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.1);
+            }
+        }
+    }
+}
 
 /// Who is on the other end; an extension of every request.
 #[derive(Debug, Clone)]
@@ -88,6 +122,7 @@ impl Listener {
     pub async fn run(self, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let mut connections = JoinSet::new();
         let acceptor = self.tls.map(TlsAcceptor::from);
+        let clients = Clients::default();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -96,13 +131,21 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    connections.spawn(connection(
+                    let Some(place) = clients.enter(address.ip()) else {
+                        tracing::debug!(%address, "one client has too many connections");
+                        continue;
+                    };
+                    let served = connection(
                         stream,
                         address,
                         acceptor.clone(),
                         router.clone(),
                         stop.clone(),
-                    ));
+                    );
+                    connections.spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
                 }
                 Err(error) => {
                     // Out of file descriptors or a client that left early: not a reason to stop,

@@ -5,7 +5,8 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::{Result, Store, StoreError, during};
-use crate::token::{Purpose, TokenRecord};
+use crate::event::kind;
+use crate::token::{Purpose, Refused, TokenRecord};
 
 const COLUMNS: &str =
     "id, digest, purpose, machine, run, created_at, expires_at, used_at, used_by, revoked_at";
@@ -88,6 +89,24 @@ impl Store {
         .await
         .map(|done| done.rows_affected())
         .map_err(during("revoking tokens"))
+    }
+
+    /// Whether a token of this run was used by two parties.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn replayed(&self, run: &str) -> Result<bool> {
+        let found: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM events WHERE run = $1 AND kind = $2 \
+             AND json_extract(data, '$.reason') = $3",
+        )
+        .bind(run)
+        .bind(kind::TOKEN_ALARM)
+        .bind(Refused::Replayed.to_string())
+        .fetch_one(&self.reader)
+        .await
+        .map_err(during("looking for replayed tokens"))?;
+        Ok(found > 0)
     }
 
     /// Tokens, newest first, after (older than) the token with id `after`.

@@ -181,6 +181,10 @@ impl Job {
             "windowsize": self.options.windowsize.unwrap_or(1),
             "repeated_blocks": transfer.repeated(),
         }));
+        if machine.is_none() {
+            self.shared.recorder.record_stranger(event);
+            return;
+        }
         event.machine = machine;
         self.shared.recorder.record(event);
     }

@@ -274,17 +274,21 @@ impl Tokens {
 
     fn refuse(&self, refused: Refused, token: Option<&TokenRecord>, claim: Claim<'_>) {
         let message = format!("{} token refused: {refused}", claim.purpose.as_str());
-        let mut event = Event::new(kind::TOKEN_ALARM, message).data(serde_json::json!({
+        // What a caller says of itself is cut short: nobody writes essays into our record.
+        let claimed: Option<String> = claim.machine.map(|m| m.chars().take(63).collect());
+        let event = Event::new(kind::TOKEN_ALARM, message).data(serde_json::json!({
             "purpose": claim.purpose.as_str(),
             "reason": refused.to_string(),
-            "claimed_machine": claim.machine,
+            "claimed_machine": claimed,
             "by": claim.by,
             "token": token.map(|t| t.id.as_str()),
         }));
-        if let Some(token) = token {
-            event = event.machine(&token.machine).run(&token.run);
+        match token {
+            Some(token) => self
+                .recorder
+                .record(event.machine(&token.machine).run(&token.run)),
+            None => self.recorder.record_stranger(event),
         }
-        self.recorder.record(event);
     }
 }
 

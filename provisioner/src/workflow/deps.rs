@@ -51,8 +51,8 @@ pub trait TokenSource: Debug + Send + Sync {
         run: &'a str,
         ttl: Duration,
     ) -> Boxed<'a, anyhow::Result<String>>;
-    /// Revokes what is left of a run's tokens.
-    fn revoke<'a>(&'a self, run: &'a str) -> Boxed<'a, anyhow::Result<()>>;
+    /// Revokes what is left of a run's tokens, or all but those for phoning home.
+    fn revoke<'a>(&'a self, run: &'a str, keep_phone_home: bool) -> Boxed<'a, anyhow::Result<()>>;
 }
 
 impl TokenSource for Tokens {
@@ -65,9 +65,10 @@ impl TokenSource for Tokens {
         Box::pin(async move { Ok(self.mint(Purpose::PhoneHome, machine, run, ttl).await?) })
     }
 
-    fn revoke<'a>(&'a self, run: &'a str) -> Boxed<'a, anyhow::Result<()>> {
+    fn revoke<'a>(&'a self, run: &'a str, keep_phone_home: bool) -> Boxed<'a, anyhow::Result<()>> {
         Box::pin(async move {
-            self.revoke_run(run, None).await?;
+            let purpose = keep_phone_home.then_some(Purpose::Boot);
+            self.revoke_run(run, purpose).await?;
             Ok(())
         })
     }

@@ -20,6 +20,7 @@ use super::start::{Material, Prepared, StartError, StartRun, needs_image, prepar
 use super::{library, record};
 use crate::clock::now;
 use crate::event::{Event, kind};
+use crate::machine::apply::needed_by_run;
 use crate::render::{Context, PhoneHome, REDACTED};
 use crate::store::{MachineChange, StoreError};
 
@@ -222,6 +223,7 @@ impl Engine {
     /// # Errors
     /// When there is no such run, it did not fail, or its machine has another active run.
     pub async fn retry(&self, run: &str) -> Result<(), EngineError> {
+        self.may_go_on(run).await?;
         self.change(run, |s| {
             let not_now = |what: &str| Err(EngineError::NotNow(format!("run {run} {what}")));
             if !matches!(s.run.state, RunState::Failed | RunState::Cancelled) {
@@ -236,6 +238,33 @@ impl Engine {
             }
         })
         .await
+    }
+
+    /// Refuses to go on with a plan that the inventory has left behind, with a run that is not
+    /// the machine's latest, and with one whose agent may be somebody else's.
+    async fn may_go_on(&self, run: &str) -> Result<(), EngineError> {
+        let s = self.load(run).await?;
+        let name = &s.run.machine;
+        let store = &self.inner.deps.store;
+        let refuse = |why: String| {
+            let advice = format!("start a new run: anneal provision {name}");
+            Err(EngineError::NotNow(format!("run {run} {why}; {advice}")))
+        };
+        let Some(row) = store.machine(name).await? else {
+            return refuse(format!("is about {name}, which is not in the inventory"));
+        };
+        if row.last_run.as_deref() != Some(run) {
+            return refuse(format!("is not the latest of {name}"));
+        }
+        if let Some(field) = needed_by_run(&s.plan.machine, &row.machine) {
+            return refuse(format!(
+                "was planned with another description of {name}: `{field}` differs"
+            ));
+        }
+        if store.replayed(run).await? {
+            return refuse("had a token that was used twice".to_owned());
+        }
+        Ok(())
     }
 
     /// Fails a run at once, without on-failure steps, because nothing on the machine can be
@@ -336,15 +365,23 @@ impl Engine {
             );
         }
         if !change.run.state.is_active() {
-            self.forget(&s.run.id).await;
+            self.forget(&s.run.id, change.run.state).await;
         }
         self.inner.changed.notify_waiters();
         Ok(true)
     }
 
-    async fn forget(&self, run: &str) {
+    /// Drops what only an active run needs. A node that comes up after its run failed may still
+    /// say so, until its token expires: the run can then be retried from there.
+    async fn forget(&self, run: &str, state: RunState) {
         lock(&self.inner.progress).retain(|(id, _), _| id != run);
-        if let Err(error) = self.inner.deps.tokens.revoke(run).await {
+        if let Err(error) = self
+            .inner
+            .deps
+            .tokens
+            .revoke(run, state == RunState::Failed)
+            .await
+        {
             // They expire by themselves.
             tracing::warn!(run, error = format!("{error:#}"), "revoking tokens failed");
         }

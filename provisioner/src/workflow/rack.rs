@@ -118,7 +118,7 @@ impl TokenSource for World {
         })
     }
 
-    fn revoke<'a>(&'a self, _: &'a str) -> Boxed<'a, anyhow::Result<()>> {
+    fn revoke<'a>(&'a self, _: &'a str, _: bool) -> Boxed<'a, anyhow::Result<()>> {
         Box::pin(async { Ok(()) })
     }
 }

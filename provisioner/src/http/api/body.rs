@@ -1,5 +1,7 @@
 //! JSON bodies whose errors are problem documents.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
@@ -7,6 +9,8 @@ use serde::de::DeserializeOwned;
 use crate::http::problem::ApiError;
 
 const LIMIT: usize = 1 << 20;
+/// How long a body may take; those who must wait are unauthenticated callers too.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A JSON body. An empty one reads as `{}` so that `curl -X POST` without a body works.
 #[derive(Debug)]
@@ -16,8 +20,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let bytes = axum::body::to_bytes(request.into_body(), LIMIT)
+        let read = axum::body::to_bytes(request.into_body(), LIMIT);
+        let bytes = tokio::time::timeout(PATIENCE, read)
             .await
+            .map_err(|_| {
+                ApiError::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "body-too-slow",
+                    "the body did not arrive in time",
+                )
+            })?
             .map_err(|_| {
                 ApiError::new(
                     StatusCode::PAYLOAD_TOO_LARGE,

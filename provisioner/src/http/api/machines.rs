@@ -69,10 +69,12 @@ pub async fn remove(
     Path(name): Path<String>,
 ) -> ApiResult<StatusCode> {
     caller.must_be(Role::Admin)?;
+    let changing = shared.inventory.lock().await;
     shared.store.remove_machine(&name, now()).await?;
     shared
         .directory
         .replace(shared.store.machine_snapshot().await?);
+    drop(changing);
     let message = format!("{} removed {name} from the inventory", caller.name);
     shared
         .recorder
@@ -98,6 +100,7 @@ pub async fn apply(
     })?;
     let inventory = file::parse(&text, &file_name(&headers, "inventory.yaml"))
         .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;
+    let changing = shared.inventory.lock().await;
     let changes = shared
         .store
         .apply_inventory(&inventory, query.dry_run, now())
@@ -106,6 +109,7 @@ pub async fn apply(
         shared
             .directory
             .replace(shared.store.machine_snapshot().await?);
+        drop(changing);
         for change in changes.iter().filter(|change| change.action != "unchanged") {
             let message = format!(
                 "{} applied {}: {}",

@@ -45,7 +45,12 @@ pub(crate) fn page_size(wish: Option<u32>) -> u32 {
 /// All routes under `/api/v1`.
 pub fn router(shared: &Shared) -> Router {
     let in_flight = idempotency::InFlight::default();
-    let images = Router::new()
+    // Not remembered: an image's answer comes after an upload that cannot be kept, and the answer
+    // to a new key holds the key. Both are safe to repeat: the second time is a conflict or the
+    // same.
+    let unremembered = Router::new()
+        .route("/api/v1/api-keys", get(keys::list).post(keys::create))
+        .route("/api/v1/api-keys/{name}", delete(keys::remove))
         .route("/api/v1/images", get(images::list).post(images::add))
         .route(
             "/api/v1/images/{name}",
@@ -70,13 +75,11 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v1/event-log", get(events::log))
         .route("/api/v1/openapi.json", get(openapi::document))
         .route("/api/v1/tokens", get(tokens::list))
-        .route("/api/v1/api-keys", get(keys::list).post(keys::create))
-        .route("/api/v1/api-keys/{name}", delete(keys::remove))
         .route_layer(middleware::from_fn_with_state(
             (shared.clone(), in_flight),
             idempotency::remember,
         ));
-    images
+    unremembered
         .merge(rest)
         .route_layer(middleware::from_fn_with_state(
             shared.clone(),

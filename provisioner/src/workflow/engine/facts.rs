@@ -73,12 +73,16 @@ pub fn wants_agent(s: &Snapshot) -> bool {
         let begun = row.attempt > row.scratch.base;
         match s.action(row.idx) {
             Some(Action::Netboot) if begun || row.state == StepState::Succeeded => wants = true,
-            Some(Action::Reboot | Action::Kexec)
+            Some(Action::Reboot | Action::Kexec | Action::Power | Action::PowerOff)
                 if matches!(row.state, StepState::Leaving | StepState::Succeeded) =>
             {
                 wants = false;
             }
             _ => {}
+        }
+        // A step that left and then failed did leave: only another netboot brings the agent back.
+        if row.scratch.left_at.is_some() && row.state == StepState::Failed {
+            wants = false;
         }
     }
     let needs = s.current().is_some_and(|idx| {
