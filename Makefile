@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 # The virtual rack and the image builder need root.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+# Tests are built by whoever runs make, and run by root: they make network namespaces.
+AS_ROOT := $(if $(SUDO),CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="$(SUDO)")
 NETBOOT := .cache/netboot
 IMAGE := .cache/debian.raw
 RACK := target/debug/virtual-rack
@@ -52,14 +54,14 @@ deb: netboot ## a Debian package, in target/debian
 test: test-workspace test-agent test-scenarios ## every test: unit, protocol, scenarios on virtual machines
 
 test-workspace: setup
-	cargo test --no-fail-fast --workspace --exclude anneal-agent --exclude anneal-tests
+	$(AS_ROOT) cargo test --no-fail-fast --workspace --exclude anneal-agent --exclude anneal-tests
 
 # Its own cargo run: the agent and the daemon must not share a TLS provider.
 test-agent: setup
-	cargo test --no-fail-fast -p anneal-agent
+	$(AS_ROOT) cargo test --no-fail-fast -p anneal-agent
 
 test-scenarios: build netboot
-	$(SUDO) env "PATH=$$PATH" cargo test --no-fail-fast -p anneal-tests
+	$(AS_ROOT) cargo test --no-fail-fast -p anneal-tests
 
 FUZZ_SECONDS ?= 60
 fuzz: setup ## mutated input for each parser that faces the network, FUZZ_SECONDS each
