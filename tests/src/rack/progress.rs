@@ -73,15 +73,24 @@ fn line(run: &RunView, grain: u64) -> String {
     if let Some(over) = ended(run) {
         return format!("{machine}  {over}");
     }
-    let Some(step) = run
+    let phase = if run.state == "failing" {
+        "on-failure"
+    } else {
+        "main"
+    };
+    let steps: Vec<_> = run
         .steps
         .iter()
-        .find(|step| !matches!(step.state.as_str(), "succeeded" | "skipped" | "failed"))
+        .filter(|step| step.phase == phase)
+        .collect();
+    let Some(position) = steps
+        .iter()
+        .position(|step| !matches!(step.state.as_str(), "succeeded" | "skipped" | "failed"))
     else {
         return format!("{machine}  {}", run.state);
     };
-    let number = step.index + 1;
-    let of = run.steps.iter().filter(|s| s.phase == step.phase).count();
+    let step = steps[position];
+    let (number, of) = (position + 1, steps.len());
     let mut text = format!("{machine}  [{number}/{of}] {}", step.name);
     if step.attempts > 1 {
         text.push_str(&format!(", attempt {}", step.attempts));
@@ -154,6 +163,15 @@ mod tests {
             line(&run("running", steps), 25),
             "r1n1  [2/2] step 1, attempt 2, 25 %"
         );
+    }
+
+    #[test]
+    fn steps_for_a_failure_show_only_in_one() {
+        let mut evidence = step(1, "pending", 0, None);
+        evidence.phase = "on-failure".into();
+        let steps = vec![step(0, "succeeded", 1, None), evidence];
+        assert_eq!(line(&run("running", steps.clone()), 1), "r1n1  running");
+        assert_eq!(line(&run("failing", steps), 1), "r1n1  [1/1] step 1");
     }
 
     #[test]
