@@ -10,7 +10,7 @@ use anneal_tests::rack::paths::Paths;
 use anneal_tests::sim::accel;
 use anneal_tests::sim::api::Api;
 use anneal_tests::sim::daemon::{Daemon, Settings};
-use anneal_tests::sim::direct::DirectMachine;
+use anneal_tests::sim::direct::{DirectMachine, fetch_script, kernel_arguments};
 use anneal_tests::sim::net;
 use anneal_tests::sim::wait::wait_for;
 use anyhow::Context as _;
@@ -20,6 +20,8 @@ use sha2::{Digest as _, Sha256};
 pub const MACHINE: &str = "m1";
 /// Its MAC.
 pub const MAC: &str = "52:54:00:aa:00:31";
+/// The address it gets.
+pub const ADDRESS: &str = "10.77.0.31";
 /// The image as the daemon knows it.
 pub const IMAGE: &str = "tiny@1";
 /// How long a run of these small machines may take on a busy host.
@@ -38,19 +40,23 @@ steps:
     uses: netboot
     timeout: 5m
     retries: 2
+  - name: look at the hardware
+    uses: inventory
   - name: write the image
     uses: stream-image
     with: { image: \"{{ image.digest }}\", disk: \"{{ machine.disk }}\", verify: read-back }
     timeout: 5m
     retries: 2
     retry_delay: 1s
+  - name: look again
+    uses: inventory
   - name: switch off
     uses: power-off
     timeout: 2m
 ";
 
-/// The daemon's settings in these scenarios: lost agents are noticed soon.
-const SETTINGS: &str = "agent_silence: 15s\nworkflows_dir: workflows\n";
+/// The daemon's settings in these scenarios: an agent may be silent for longer than the cut lasts.
+const SETTINGS: &str = "agent_silence: 100s\nworkflows_dir: workflows\n";
 
 /// The scene.
 #[derive(Debug)]
@@ -160,11 +166,10 @@ impl Bench {
     pub fn power_on(&mut self) -> anyhow::Result<()> {
         let mut last = String::new();
         let script = wait_for(SHORT, "a boot script that starts the agent", || {
-            last = anneal_tests::sim::direct::fetch_script(MAC)?;
+            last = fetch_script(MAC, ADDRESS)?;
             Ok(last.contains("anneal.token=").then(|| last.clone()))
         })?;
-        self.machine
-            .start(&anneal_tests::sim::direct::kernel_arguments(&script)?)
+        self.machine.start(&kernel_arguments(&script)?)
     }
 
     /// Waits until the write step has at least `percent` done, or is over.
@@ -273,7 +278,7 @@ pub fn step_named<'a>(run: &'a RunView, name: &str) -> anyhow::Result<&'a StepVi
 /// The machine as the inventory describes it: no BMC, a person works its power button.
 pub fn inventory_text() -> String {
     format!(
-        "machines:\n  - name: {MACHINE}\n    nics:\n      - {{ mac: \"{MAC}\", address: 10.77.0.31/24, boot: true }}\n    \
+        "machines:\n  - name: {MACHINE}\n    nics:\n      - {{ mac: \"{MAC}\", address: {ADDRESS}/24, boot: true }}\n    \
          disk: {{ hints: {{ type: virtio }} }}\n    image: {IMAGE}\n"
     )
 }

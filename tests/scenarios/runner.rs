@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anneal_tests::rack::paths::Paths;
+use anneal_tests::sim::accel::{self, Accel};
 use anneal_tests::sim::isolate::{self, End};
 use anneal_tests::sim::process::tail;
 
@@ -67,8 +68,8 @@ pub fn outer(all: &[Scenario], args: &[OsString]) -> ExitCode {
         .copied()
         .filter(|s| names.is_empty() || names.iter().any(|name| s.name.contains(name.as_str())))
         .collect();
-    let work = match Paths::find().and_then(|paths| paths.new_work("scenarios")) {
-        Ok(work) => work,
+    let (work, accel) = match prepare() {
+        Ok(prepared) => prepared,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::FAILURE;
@@ -77,7 +78,7 @@ pub fn outer(all: &[Scenario], args: &[OsString]) -> ExitCode {
     println!("\nrunning {} tests", chosen.len());
     let left_out = all.len() - chosen.len();
     let begin = Instant::now();
-    let verdicts = run_all(&work, chosen);
+    let verdicts = run_all(&work, accel, chosen);
     let failed = verdicts.iter().filter(|verdict| !**verdict).count();
     println!(
         "\ntest result: {}. {} passed; {failed} failed; 0 ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
@@ -92,7 +93,15 @@ pub fn outer(all: &[Scenario], args: &[OsString]) -> ExitCode {
     }
 }
 
-fn run_all(work: &Path, chosen: VecDeque<Scenario>) -> Vec<bool> {
+/// Makes the working directory, and finds out once how machines are run.
+fn prepare() -> anyhow::Result<(PathBuf, Accel)> {
+    let paths = Paths::find()?;
+    let kernel = paths.netboot.join("vmlinuz");
+    paths.ensure(&[(&kernel, "netboot"), (&paths.anneal, "build")])?;
+    Ok((paths.new_work("scenarios")?, accel::detect(&kernel)?))
+}
+
+fn run_all(work: &Path, accel: Accel, chosen: VecDeque<Scenario>) -> Vec<bool> {
     let queue = Mutex::new(chosen);
     let take = || {
         queue
@@ -108,7 +117,7 @@ fn run_all(work: &Path, chosen: VecDeque<Scenario>) -> Vec<bool> {
                 scope.spawn(|| {
                     let mut verdicts = Vec::new();
                     while let Some(scenario) = take() {
-                        verdicts.push(run_one(work, scenario));
+                        verdicts.push(run_one(work, accel, scenario));
                     }
                     verdicts
                 })
@@ -121,9 +130,9 @@ fn run_all(work: &Path, chosen: VecDeque<Scenario>) -> Vec<bool> {
     })
 }
 
-fn run_one(work: &Path, scenario: Scenario) -> bool {
+fn run_one(work: &Path, accel: Accel, scenario: Scenario) -> bool {
     let begin = Instant::now();
-    let (verdict, text) = match isolated(work, scenario) {
+    let (verdict, text) = match isolated(work, accel, scenario) {
         Ok((End::Exited(status), _)) if status.success() => (true, String::new()),
         Ok((End::Interrupted, _)) => std::process::exit(130),
         Ok((end, output)) => (false, format!("{end:?}\n{}", tail(&output, SHOWN_LINES))),
@@ -141,12 +150,18 @@ fn run_one(work: &Path, scenario: Scenario) -> bool {
     verdict
 }
 
-fn isolated(work: &Path, scenario: Scenario) -> anyhow::Result<(End, PathBuf)> {
+fn isolated(work: &Path, accel: Accel, scenario: Scenario) -> anyhow::Result<(End, PathBuf)> {
     let work = work.join(scenario.name);
     std::fs::create_dir_all(&work)?;
     let output = work.join("output.log");
     let file = std::fs::File::create(&output)?;
-    let end = isolate::run(&work, &[scenario.name.into()], LIMIT, Some(file))?;
+    let end = isolate::run(
+        &work,
+        &[scenario.name.into()],
+        LIMIT,
+        Some(file),
+        &[(accel::VARIABLE, accel.qemu())],
+    )?;
     if matches!(end, End::Exited(status) if status.success()) {
         std::fs::remove_dir_all(&work)?;
     }

@@ -10,7 +10,7 @@ use anneal_tests::sim::tool;
 use anneal_tests::sim::wait::wait_for;
 use anyhow::Context as _;
 
-use crate::bench::{Bench, MAC, MACHINE, SHORT};
+use crate::bench::{ADDRESS, Bench, MAC, MACHINE, SHORT};
 use crate::runner::Scenario;
 
 /// See the module.
@@ -32,7 +32,7 @@ pub const SCENARIOS: &[Scenario] = &[
 /// The boot token of a fresh boot script.
 fn token_of_script() -> anyhow::Result<String> {
     wait_for(SHORT, "a boot script with a token", || {
-        let script = fetch_script(MAC)?;
+        let script = fetch_script(MAC, ADDRESS)?;
         let Ok(arguments) = kernel_arguments(&script) else {
             return Ok(None);
         };
@@ -44,7 +44,12 @@ fn token_of_script() -> anyhow::Result<String> {
 }
 
 /// Enrols with a new key each time, as an agent does in its first seconds: status and body.
-fn enroll(work: &Path, token: &str, machine: &str) -> anyhow::Result<(u16, String)> {
+fn enroll(
+    work: &Path,
+    token: &str,
+    machine: &str,
+    from: Option<&str>,
+) -> anyhow::Result<(u16, String)> {
     let csr = work.join("agent.csr");
     let mut openssl = tool::command("openssl")?;
     openssl
@@ -74,6 +79,9 @@ fn enroll(work: &Path, token: &str, machine: &str) -> anyhow::Result<(u16, Strin
         "boot_id": "scenario",
     });
     let mut curl = tool::command("curl")?;
+    if let Some(from) = from {
+        curl.args(["--interface", from]);
+    }
     curl.args([
         "-sS",
         "--insecure",
@@ -117,14 +125,14 @@ fn replayed(work: &Path) -> anyhow::Result<()> {
     let mut bench = Bench::set(work, 4)?;
     let run = bench.start_run()?.id;
     let token = token_of_script()?;
-    let (status, body) = enroll(work, &token, MACHINE)?;
+    let (status, body) = enroll(work, &token, MACHINE, None)?;
     anyhow::ensure!(status == 200, "the first use was answered {status}: {body}");
     anyhow::ensure!(
         body.contains("BEGIN CERTIFICATE"),
         "no certificate in {body}"
     );
     // A second key with the same token is somebody else.
-    let (status, body) = enroll(work, &token, MACHINE)?;
+    let (status, body) = enroll(work, &token, MACHINE, None)?;
     anyhow::ensure!(
         (400..500).contains(&status),
         "the second use was answered {status}: {body}"
@@ -140,11 +148,24 @@ fn replayed(work: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Another registered machine.
+const OTHER: &str = "machines:\n  - name: m2\n    nics:\n      \
+    - { mac: \"52:54:00:aa:00:32\", address: 10.77.0.32/24, boot: true }\n    \
+    disk: { hints: { type: virtio } }\n";
+
 fn other_machine(work: &Path) -> anyhow::Result<()> {
     let bench = Bench::set(work, 4)?;
+    let file = work.join("other.yaml");
+    std::fs::write(&file, OTHER)?;
+    bench
+        .daemon
+        .anneal(&["apply", "-f", &file.to_string_lossy()])?;
     let run = bench.start_run()?.id;
     let token = token_of_script()?;
-    let (status, body) = enroll(work, &token, "m2")?;
+    // It says that it is the token's machine, but its address is that of another one.
+    let (status, body) = net::as_machine("10.77.0.32", || {
+        enroll(work, &token, MACHINE, Some("10.77.0.32"))
+    })?;
     anyhow::ensure!(
         (400..500).contains(&status),
         "it was answered {status}: {body}"
@@ -169,7 +190,7 @@ fn expired(work: &Path) -> anyhow::Result<()> {
         .context("the state directory has no database")?;
     let mut python = Command::new(Paths::find()?.venv.join("bin/python"));
     tool::run(python.args(["-c", EXPIRE]).arg(database))?;
-    let (status, body) = enroll(work, &token, MACHINE)?;
+    let (status, body) = enroll(work, &token, MACHINE, None)?;
     anyhow::ensure!(
         (400..500).contains(&status),
         "it was answered {status}: {body}"

@@ -69,7 +69,7 @@ fn outer(args: &[OsString]) -> anyhow::Result<ExitCode> {
         Action::Demo | Action::With { .. } => LIMIT,
     };
     let work = paths.new_work("rack")?;
-    match isolate::run(&work, args, limit, None)? {
+    match isolate::run(&work, args, limit, None, &[])? {
         End::Exited(status) if status.success() => {
             std::fs::remove_dir_all(&work).context("removing the rack's files")?;
             Ok(ExitCode::SUCCESS)

@@ -45,16 +45,22 @@ impl Accel {
     }
 }
 
+/// A kernel that KVM runs comes to its panic in a second; one that it cannot run, never.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// The environment variable that decides without a try.
+pub const VARIABLE: &str = "ANNEAL_ACCEL";
+
 /// Starts `kernel` under KVM without anything to run and looks whether it comes as far as its
-/// panic. `ANNEAL_ACCEL=tcg` or `kvm` decides without a try.
+/// panic. [`VARIABLE`], `tcg` or `kvm`, decides without a try.
 ///
 /// # Errors
 /// When QEMU is missing or the variable says something else.
 pub fn detect(kernel: &Path) -> anyhow::Result<Accel> {
-    match std::env::var("ANNEAL_ACCEL").ok().as_deref() {
+    match std::env::var(VARIABLE).ok().as_deref() {
         Some("kvm") => return Ok(Accel::Kvm),
         Some("tcg") => return Ok(Accel::Tcg),
-        Some(other) => anyhow::bail!("ANNEAL_ACCEL is \"{other}\", expected tcg or kvm"),
+        Some(other) => anyhow::bail!("{VARIABLE} is \"{other}\", expected tcg or kvm"),
         None => {}
     }
     if !Path::new("/dev/kvm").exists() {
@@ -72,7 +78,7 @@ pub fn detect(kernel: &Path) -> anyhow::Result<Accel> {
         .spawn()?;
     let begin = Instant::now();
     while child.try_wait()?.is_none() {
-        if begin.elapsed() > Duration::from_secs(15) {
+        if begin.elapsed() > PATIENCE {
             child.kill()?;
             break;
         }

@@ -53,6 +53,8 @@ impl Api {
         let client = reqwest::Client::builder()
             .tls_certs_only([reqwest::Certificate::from_pem(file.ca.as_bytes())?])
             .no_proxy()
+            // A daemon that was killed takes its connections along.
+            .pool_max_idle_per_host(0)
             .timeout(Duration::from_secs(60))
             .build()?;
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -56,16 +56,6 @@ impl DirectMachine {
         })
     }
 
-    /// Switches it on: fetches its boot script now and starts what it says.
-    ///
-    /// # Errors
-    /// When the script does not start the agent, or QEMU does not start.
-    pub fn power_on(&mut self) -> anyhow::Result<()> {
-        let script = fetch_script(&self.mac)?;
-        let arguments = kernel_arguments(&script)?;
-        self.start(&arguments)
-    }
-
     /// Starts the agent with this kernel command line, whatever the daemon says now.
     ///
     /// # Errors
@@ -160,19 +150,28 @@ impl DirectMachine {
     }
 }
 
-/// The boot script for a MAC, as iPXE gets it.
+/// The boot script for a MAC, as iPXE gets it: asked for from the machine's own address, because
+/// the daemon tells nobody else. The machine must be off.
 ///
 /// # Errors
 /// When the daemon does not answer with one.
-pub fn fetch_script(mac: &str) -> anyhow::Result<String> {
+pub fn fetch_script(mac: &str, address: &str) -> anyhow::Result<String> {
     let url = format!(
         "http://{}:8080/boot/script/{}",
         net::DAEMON,
         mac.replace(':', "-")
     );
     let mut curl = tool::command("curl")?;
-    curl.args(["-sS", "--fail", "--max-time", "10", &url]);
-    let output = tool::run(&mut curl)?;
+    curl.args([
+        "-sS",
+        "--fail",
+        "--max-time",
+        "10",
+        "--interface",
+        address,
+        &url,
+    ]);
+    let output = net::as_machine(address, || tool::run(&mut curl))?;
     let script = String::from_utf8_lossy(&output.stdout).into_owned();
     anyhow::ensure!(
         script.starts_with("#!ipxe"),

@@ -91,6 +91,7 @@ pub fn run(
     args: &[OsString],
     limit: Duration,
     output: Option<std::fs::File>,
+    environment: &[(&str, &str)],
 ) -> anyhow::Result<End> {
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
@@ -110,6 +111,7 @@ pub fn run(
         .arg(INIT)
         .arg(work)
         .args(args)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null());
     if let Some(file) = output {
         command.stdout(file.try_clone()?).stderr(file);

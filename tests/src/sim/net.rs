@@ -69,6 +69,19 @@ pub fn mend(machine: &str) -> anyhow::Result<()> {
     ip(&["link", "set", &tap_of(machine), "master", BRIDGE])
 }
 
+/// Does something with a machine's address as ours. Only while that machine is off: two hosts
+/// with one address do not work.
+///
+/// # Errors
+/// When the address is taken, or `work` fails.
+pub fn as_machine<T>(address: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let address = format!("{address}/32");
+    ip(&["address", "add", &address, "dev", BRIDGE])?;
+    let result = work();
+    ip(&["address", "del", &address, "dev", BRIDGE])?;
+    result
+}
+
 /// Limits what a machine can receive, so that a transfer takes long enough to be disturbed.
 ///
 /// # Errors
