@@ -136,6 +136,17 @@ impl DirectMachine {
         on
     }
 
+    /// Lets it run for a moment and freezes it: what it does can then be looked at step by step.
+    ///
+    /// # Errors
+    /// When it is off, or ended in that moment.
+    pub fn run_for(&mut self, moment: std::time::Duration) -> anyhow::Result<()> {
+        let process = self.running.as_mut().context("the machine is off")?;
+        process.freeze(false)?;
+        std::thread::sleep(moment);
+        process.freeze(true)
+    }
+
     /// The beginning of its disk.
     ///
     /// # Errors

@@ -108,6 +108,18 @@ impl Process {
         Ok(())
     }
 
+    /// Freezes it (SIGSTOP), or lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn freeze(&mut self, frozen: bool) -> anyhow::Result<()> {
+        self.ensure_running()?;
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a process id is positive")?, signal)?;
+        Ok(())
+    }
+
     /// Asks it to stop (SIGTERM) and waits for its end.
     ///
     /// # Errors
