@@ -55,6 +55,24 @@ pub struct DiskInfo {
     /// Labels of the file systems and partitions found on it, to recognise a disk in use.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Reading the labels failed: that `labels` lacks one does not mean that the disk does.
+    #[serde(default)]
+    pub labels_unreadable: bool,
+}
+
+/// Whether two World Wide Names are the same: the kernel, `lsblk` and labels on drives write
+/// the same digits with different prefixes and in either case.
+#[must_use]
+pub fn same_wwn(a: &str, b: &str) -> bool {
+    wwn_digits(a) == wwn_digits(b)
+}
+
+fn wwn_digits(wwn: &str) -> String {
+    let wwn = wwn.trim().to_ascii_lowercase();
+    let digits = ["naa.", "eui.", "0x"]
+        .iter()
+        .find_map(|prefix| wwn.strip_prefix(prefix));
+    digits.unwrap_or(&wwn).to_owned()
 }
 
 /// What the inventory says about the disk to install to. All given hints must match.
@@ -74,7 +92,7 @@ pub struct DiskHints {
     /// Exact serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// Exact World Wide Name.
+    /// Exact World Wide Name; prefix and case do not matter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
     /// Text that the model contains, case ignored.
@@ -86,7 +104,8 @@ pub struct DiskHints {
 }
 
 /// A disk that anneal must never write to. Every given field must match for a disk to be
-/// protected; at least one must be given.
+/// protected; at least one must be given. A field that cannot be read on a disk counts as a
+/// match: such a disk may be the one that is meant.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -94,7 +113,7 @@ pub struct ProtectedDisk {
     /// Exact serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// Exact World Wide Name.
+    /// Exact World Wide Name; prefix and case do not matter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
     /// A file-system or partition label found on the disk.
@@ -110,4 +129,21 @@ pub struct DiskSelector {
     pub hints: DiskHints,
     /// What must not be chosen, whatever the hints say.
     pub protected: Vec<ProtectedDisk>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same_wwn;
+
+    #[test]
+    fn a_wwn_is_the_same_whatever_its_prefix() {
+        for (a, b, same) in [
+            ("naa.5002538e40a3d5f1", "0x5002538E40A3D5F1", true),
+            ("EUI.0025385b01406c33", "0025385b01406c33", true),
+            ("naa.5002538e40a3d5f1", "naa.5002538e40a3d5f2", false),
+            ("t10.ATA X", "t10.ata x", true),
+        ] {
+            assert_eq!(same_wwn(a, b), same, "{a} {b}");
+        }
+    }
 }

@@ -62,23 +62,16 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    /// Opens exclusively: fails when anything on the disk is mounted or stacked.
-    ///
-    /// # Errors
-    /// `EBUSY` when in use.
-    pub fn open(node: &Path, size: u64, sector: u32) -> io::Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_EXCL | libc::O_DIRECT | libc::O_CLOEXEC)
-            .open(node)?;
-        Ok(Self {
+    /// A disk opened by [`open_exclusive`], with the size and sector size that it has.
+    #[must_use]
+    pub fn new(file: File, node: &Path, size: u64, sector: u32) -> Self {
+        Self {
             file,
             node: node.to_owned(),
             size,
             sector: u64::from(sector),
             bounce: Aligned::new(),
-        })
+        }
     }
 
     /// Tells the disk that nothing on it is needed any more.
@@ -154,6 +147,18 @@ impl Disk for BlockDevice {
     fn flush(&mut self) -> io::Result<()> {
         self.file.sync_all()
     }
+}
+
+/// Opens exclusively: fails when anything on the disk is mounted or stacked.
+///
+/// # Errors
+/// `EBUSY` when in use.
+pub fn open_exclusive(node: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_EXCL | libc::O_DIRECT | libc::O_CLOEXEC)
+        .open(node)
 }
 
 /// Forgets what the kernel cached of a disk, so that the next look is a real one.

@@ -148,7 +148,7 @@ fn mount(
     wanted: &PartitionRef,
     access: Access,
 ) -> Result<(String, OwnedFd), StepFailure> {
-    let disk = choose(options, disk)?;
+    let disk = choose(options, disk)?.disk;
     let (partition, node) = partition::locate(&disk, wanted)?;
     let name = file_name(&node);
     let kind = match partition.file_system.as_ref().map(|f| f.kind) {

@@ -36,16 +36,54 @@ pub struct Found {
     pub node: PathBuf,
 }
 
+impl Found {
+    fn new(mut info: DiskInfo) -> Self {
+        let node = Path::new("/dev").join(&info.name);
+        match partition::labels(&node, info.sector_size) {
+            Ok(labels) => info.labels = labels,
+            Err(error) => {
+                tracing::warn!(disk = info.name, %error, "cannot read the labels");
+                info.labels_unreadable = true;
+            }
+        }
+        Self { info, node }
+    }
+}
+
+/// A disk that was chosen, and by what: its name may stand for another one by the time it is
+/// opened.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    /// The disk as it was then.
+    pub disk: Found,
+    selector: DiskSelector,
+    loops: Vec<PathBuf>,
+}
+
+impl Chosen {
+    /// Looks at the disk again: what is known about it now.
+    ///
+    /// # Errors
+    /// `DiskRefused` when it is another disk, or one that must not be written.
+    fn confirm(&self) -> Result<DiskInfo, StepFailure> {
+        let name = &self.disk.info.name;
+        let now = disks::disk(&Path::new("/sys/block").join(name), &self.loops)
+            .map(|info| Found::new(info).info)
+            .ok_or_else(|| {
+                let text = format!("{name} has disappeared since it was chosen");
+                crate::step::fail(FailureCode::DiskRefused, text)
+            })?;
+        select::confirm(&self.disk.info, &now, &self.selector)?;
+        Ok(now)
+    }
+}
+
 /// Every disk of the machine, labels included.
 #[must_use]
 pub fn list(options: &Options) -> Vec<Found> {
     disks::read(Path::new("/sys/block"), &options.allow_loop)
         .into_iter()
-        .map(|mut info| {
-            let node = Path::new("/dev").join(&info.name);
-            info.labels = partition::labels(&node, info.sector_size);
-            Found { info, node }
-        })
+        .map(Found::new)
         .collect()
 }
 
@@ -74,7 +112,7 @@ pub fn settle() {
 ///
 /// # Errors
 /// See [`select::select`]; `NoDisk` only after waiting for late ones.
-pub fn choose(options: &Options, selector: &DiskSelector) -> Result<Found, StepFailure> {
+pub fn choose(options: &Options, selector: &DiskSelector) -> Result<Chosen, StepFailure> {
     let deadline = Instant::now() + WAIT_FOR_DISK;
     loop {
         let found = list(options);
@@ -92,11 +130,16 @@ pub fn choose(options: &Options, selector: &DiskSelector) -> Result<Found, StepF
             Err(failure) => return Err(failure),
             Ok(name) => {
                 let chosen = found.into_iter().find(|d| d.info.name == name);
-                return chosen.ok_or_else(|| {
+                let disk = chosen.ok_or_else(|| {
                     crate::step::fail_for_now(
                         FailureCode::NoDisk,
                         format!("{name} has just disappeared"),
                     )
+                })?;
+                return Ok(Chosen {
+                    disk,
+                    selector: selector.clone(),
+                    loops: options.allow_loop.clone(),
                 });
             }
         }

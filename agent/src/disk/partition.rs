@@ -3,6 +3,7 @@
 //! Reads the disk itself rather than asking the kernel by label: a label on another disk must
 //! never be taken for the one on this disk.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -52,34 +53,63 @@ impl Partition {
 /// # Errors
 /// When the disk cannot be read.
 pub fn read(file: &File, sector: u32) -> io::Result<Vec<Partition>> {
+    // A file system that cannot be read is as good as none to whoever looks for a partition.
+    read_noting(file, sector, &Note::default())
+}
+
+fn read_noting(file: &File, sector: u32, note: &Note) -> io::Result<Vec<Partition>> {
     let mut partitions = table(file, u64::from(sector))?;
     for partition in &mut partitions {
         partition.file_system = probe::file_system(&|offset, into| {
             if offset + into.len() as u64 > partition.length {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            file.read_exact_at(into, partition.start + offset)
+            note.take(file.read_exact_at(into, partition.start + offset))
         });
     }
     Ok(partitions)
 }
 
-/// Labels and partition names on a disk; empty when it cannot be read.
-#[must_use]
-pub fn labels(node: &Path, sector: u32) -> Vec<String> {
-    let Ok(file) = File::open(node) else {
-        return Vec::new();
-    };
+/// The first read that failed while [`probe`] looked, which takes failures for "not there".
+#[derive(Default)]
+struct Note(Cell<Option<io::Error>>);
+
+impl Note {
+    fn take(&self, result: io::Result<()>) -> io::Result<()> {
+        result.map_err(|error| {
+            let kind = error.kind();
+            // Behind the end there really is nothing.
+            if kind != io::ErrorKind::UnexpectedEof {
+                let first = self.0.take().unwrap_or(error);
+                self.0.set(Some(first));
+            }
+            kind.into()
+        })
+    }
+
+    fn result(self) -> io::Result<()> {
+        self.0.into_inner().map_or(Ok(()), Err)
+    }
+}
+
+/// Labels and partition names on a disk.
+///
+/// # Errors
+/// When any place where one could be cannot be read: no label is not the same as no answer.
+pub fn labels(node: &Path, sector: u32) -> io::Result<Vec<String>> {
+    let file = File::open(node)?;
     device::drop_cache(&file);
-    let whole = probe::file_system(&|offset, into| file.read_exact_at(into, offset));
+    let note = Note::default();
+    let whole = probe::file_system(&|offset, into| note.take(file.read_exact_at(into, offset)));
     let mut labels: Vec<String> = whole.into_iter().filter_map(|f| f.label).collect();
-    for partition in read(&file, sector).unwrap_or_default() {
+    for partition in read_noting(&file, sector, &note)? {
         labels.extend(partition.name);
         labels.extend(partition.file_system.and_then(|f| f.label));
     }
+    note.result()?;
     let mut seen = std::collections::BTreeSet::new();
     labels.retain(|label| seen.insert(label.clone()));
-    labels
+    Ok(labels)
 }
 
 /// The partition that is meant. Pure.
@@ -217,11 +247,12 @@ fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
     if protective {
         let size = io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?;
         let backup = (size / sector).saturating_sub(1);
-        let primary = gpt(file, sector, 1)?;
-        return Ok(match primary {
-            Some(partitions) => partitions,
-            None => gpt(file, sector, backup)?.unwrap_or_default(),
-        });
+        return match gpt(file, sector, 1) {
+            Ok(Some(partitions)) => Ok(partitions),
+            Ok(None) => Ok(gpt(file, sector, backup)?.unwrap_or_default()),
+            // Without a good backup it stays unknown what is on the disk.
+            Err(error) => gpt(file, sector, backup)?.ok_or(error),
+        };
     }
     dos(file, sector, &mbr)
 }
@@ -292,9 +323,11 @@ fn dos(file: &File, sector: u64, mbr: &[u8; 512]) -> io::Result<Vec<Partition>> 
     let mut link = first;
     for number in 5..5 + MAX_LOGICAL {
         let mut record = [0; 512];
-        if file.read_exact_at(&mut record, link * sector).is_err() || record[510..] != [0x55, 0xaa]
-        {
-            break;
+        match file.read_exact_at(&mut record, link * sector) {
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => return Err(e),
+            Ok(()) if record[510..] == [0x55, 0xaa] => {}
+            // The chain leads nowhere: the partitions so far are all there are.
+            _ => break,
         }
         let [own, next, ..] = entries(&record);
         if own.kind != 0 {

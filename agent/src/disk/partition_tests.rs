@@ -120,9 +120,47 @@ fn reads_a_gpt_with_file_systems() {
         Some("11223344-5566-7788-99aa-bbccddeeff00")
     );
     assert_eq!(
-        labels(Path::new(&image.path()), 512),
+        labels(Path::new(&image.path()), 512).unwrap(),
         ["ESP", "OEM", "root", "root-a", "CIDATA", "swappy"]
     );
+}
+
+#[test]
+fn an_unreadable_primary_gpt_is_read_from_its_backup() {
+    let image = gpt_disk();
+    let disk = File::options()
+        .read(true)
+        .write(true)
+        .open(image.path())
+        .unwrap();
+    // A valid header whose entries cannot be read, since they lie behind the end.
+    let mut header = [0; 512];
+    disk.read_exact_at(&mut header, 512).unwrap();
+    header[72..80].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    header[16..20].fill(0);
+    let checksum = crc32(&header[..92]);
+    header[16..20].copy_from_slice(&checksum.to_le_bytes());
+    disk.write_all_at(&header, 512).unwrap();
+    assert!(gpt(&disk, 512, 1).is_err());
+    assert_eq!(image.read().len(), 4);
+    // Neither: that is not a disk without labels.
+    disk.write_all_at(&[0; 512], 200 * MIB - 512).unwrap();
+    assert!(labels(Path::new(&image.path()), 512).is_err());
+}
+
+#[test]
+fn labels_tell_none_from_unreadable() {
+    assert_eq!(
+        labels(Path::new(&Image::new(MIB).path()), 512).unwrap(),
+        [""; 0]
+    );
+    assert!(labels(Path::new("/nonexistent"), 512).is_err());
+    let note = Note::default();
+    let eof = Err(io::ErrorKind::UnexpectedEof.into());
+    assert!(note.take(eof).is_err());
+    assert!(note.0.take().is_none());
+    assert!(note.take(Err(io::Error::from_raw_os_error(5))).is_err());
+    assert!(note.result().is_err());
 }
 
 #[test]

@@ -8,25 +8,18 @@ use std::path::Path;
 
 use anneal_protocol::agent::{FailureCode, StepFailure};
 
-use super::Found;
-use super::device::BlockDevice;
+use super::Chosen;
+use super::device::{self, BlockDevice};
 use crate::step::fail;
 
-/// Opens the disk for writing if nothing on it is in use.
+/// Opens the disk for writing if nothing on it is in use and it still is the one chosen.
 ///
 /// # Errors
-/// `DiskRefused` with what uses it, `DiskTooSmall`, or `DiskIo`.
-pub fn open(disk: &Found, needed: u64) -> Result<BlockDevice, StepFailure> {
+/// `DiskRefused` with what uses it or how it differs, `DiskTooSmall`, or `DiskIo`.
+pub fn open(chosen: &Chosen, needed: u64) -> Result<BlockDevice, StepFailure> {
+    let disk = &chosen.disk;
     let name = &disk.info.name;
-    if disk.info.size < needed {
-        return Err(fail(
-            FailureCode::DiskTooSmall,
-            format!(
-                "{name} has {} bytes, the image needs {needed}",
-                disk.info.size
-            ),
-        ));
-    }
+    large_enough(name, disk.info.size, needed)?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     let block = Path::new("/sys/block").join(name);
@@ -36,19 +29,36 @@ pub fn open(disk: &Found, needed: u64) -> Result<BlockDevice, StepFailure> {
             format!("{name} is in use: {user}"),
         ));
     }
-    BlockDevice::open(&disk.node, disk.info.size, disk.info.sector_size).map_err(
-        |error| match error.raw_os_error() {
-            Some(libc::EBUSY) => fail(
-                FailureCode::DiskRefused,
-                format!("{name} is in use: the kernel does not open it exclusively"),
-            ),
-            Some(libc::EROFS | libc::EACCES | libc::EPERM) => fail(
-                FailureCode::DiskRefused,
-                format!("{name} is read-only: {error}"),
-            ),
-            _ => super::io_failure("open", &disk.node, &error),
-        },
-    )
+    let file = device::open_exclusive(&disk.node).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => fail(
+            FailureCode::DiskRefused,
+            format!("{name} is in use: the kernel does not open it exclusively"),
+        ),
+        Some(libc::EROFS | libc::EACCES | libc::EPERM) => fail(
+            FailureCode::DiskRefused,
+            format!("{name} is read-only: {error}"),
+        ),
+        _ => super::io_failure("open", &disk.node, &error),
+    })?;
+    // Names are given out anew when disks come and go; from here on the open file keeps it.
+    let now = chosen.confirm()?;
+    large_enough(name, now.size, needed)?;
+    Ok(BlockDevice::new(
+        file,
+        &disk.node,
+        now.size,
+        now.sector_size,
+    ))
+}
+
+fn large_enough(name: &str, size: u64, needed: u64) -> Result<(), StepFailure> {
+    if size >= needed {
+        return Ok(());
+    }
+    Err(fail(
+        FailureCode::DiskTooSmall,
+        format!("{name} has {size} bytes, the image needs {needed}"),
+    ))
 }
 
 /// Who uses a disk or one of its partitions.

@@ -6,7 +6,7 @@
 //! its neighbour.
 
 use anneal_protocol::agent::{FailureCode, StepFailure};
-use anneal_protocol::disk::{DiskHints, DiskInfo, DiskSelector, DiskType, ProtectedDisk};
+use anneal_protocol::disk::{DiskHints, DiskInfo, DiskSelector, DiskType, ProtectedDisk, same_wwn};
 
 use crate::step::fail;
 
@@ -99,12 +99,11 @@ fn mismatch(disk: &DiskInfo, hints: &DiskHints) -> Option<String> {
     if let Some(max) = hints.max_size.filter(|max| disk.size > *max) {
         return Some(format!("{} is more than {}", size(disk.size), size(max)));
     }
-    for (name, hint, value) in [
-        ("serial", &hints.serial, &disk.serial),
-        ("wwn", &hints.wwn, &disk.wwn),
-    ] {
-        if hint.is_some() && hint != value {
-            return Some(format!("{name} is {}, not {}", text(value), text(hint)));
+    for (name, hint, value, same) in identity(&hints.serial, &hints.wwn, disk) {
+        if let Some(wanted) = hint
+            && !value.as_ref().is_some_and(|value| same(value, wanted))
+        {
+            return Some(format!("{name} is {}, not {wanted}", text(value)));
         }
     }
     if let Some(model) = &hints.model {
@@ -126,27 +125,78 @@ fn mismatch(disk: &DiskInfo, hints: &DiskHints) -> Option<String> {
     }
 }
 
-/// Whether every given field matches, and which those are.
+/// What names one disk: field, what is wanted, what the disk has, and when the two are the same.
+type Identity<'a> = (
+    &'static str,
+    &'a Option<String>,
+    &'a Option<String>,
+    fn(&str, &str) -> bool,
+);
+
+fn identity<'a>(
+    serial: &'a Option<String>,
+    wwn: &'a Option<String>,
+    disk: &'a DiskInfo,
+) -> [Identity<'a>; 2] {
+    [
+        ("serial", serial, &disk.serial, |a, b| a == b),
+        ("wwn", wwn, &disk.wwn, same_wwn),
+    ]
+}
+
+/// Whether every given field matches, and which those are. What cannot be read counts as a
+/// match, since the disk may be the one that is meant; one known difference clears the disk.
 fn protects(rule: &ProtectedDisk, disk: &DiskInfo) -> Option<String> {
-    let mut by = Vec::new();
-    for (name, wanted, found) in [
-        ("serial", &rule.serial, &disk.serial),
-        ("wwn", &rule.wwn, &disk.wwn),
-    ] {
-        if let Some(wanted) = wanted {
-            if found.as_ref() != Some(wanted) {
-                return None;
-            }
-            by.push(format!("{name} {wanted}"));
+    let (mut by, mut unknown) = (Vec::new(), Vec::new());
+    for (name, wanted, found, same) in identity(&rule.serial, &rule.wwn, disk) {
+        let Some(wanted) = wanted else { continue };
+        match found {
+            Some(found) if !same(found, wanted) => return None,
+            Some(_) => {}
+            None => unknown.push(name),
         }
+        by.push(format!("{name} {wanted}"));
     }
     if let Some(label) = &rule.label {
         if !disk.labels.contains(label) {
-            return None;
+            if !disk.labels_unreadable {
+                return None;
+            }
+            unknown.push("labels");
         }
         by.push(format!("label {label}"));
     }
-    (!by.is_empty()).then(|| format!("protected by {}", by.join(" and ")))
+    let by = Some(by.join(" and ")).filter(|by| !by.is_empty())?;
+    Some(if unknown.is_empty() {
+        format!("protected by {by}")
+    } else {
+        let unknown = unknown.join(" and ");
+        format!("may be the one protected by {by}: its {unknown} cannot be read")
+    })
+}
+
+/// Whether a disk that was chosen is still what its name stands for, and still may be written.
+///
+/// # Errors
+/// `DiskRefused` when its identity or size is another one, or the rules now refuse it.
+pub fn confirm(
+    chosen: &DiskInfo,
+    now: &DiskInfo,
+    selector: &DiskSelector,
+) -> Result<(), StepFailure> {
+    let identity = |disk: &DiskInfo| (disk.serial.clone(), disk.wwn.clone(), disk.size);
+    let reason = if identity(chosen) != identity(now) {
+        format!("it was [{}] when it was chosen", describe(chosen))
+    } else {
+        match judge(now, selector) {
+            Verdict::Fits => return Ok(()),
+            Verdict::Other(reason) | Verdict::Refused(reason) => reason,
+        }
+    };
+    Err(fail(
+        FailureCode::DiskRefused,
+        format!("nothing is written to [{}]: {reason}", describe(now)),
+    ))
 }
 
 fn listing(selector: &DiskSelector, verdicts: &[(&DiskInfo, Verdict)]) -> String {
@@ -182,6 +232,9 @@ pub fn describe(disk: &DiskInfo) -> String {
     }
     if !disk.labels.is_empty() {
         text = format!("{text} labels {}", disk.labels.join(","));
+    }
+    if disk.labels_unreadable {
+        text.push_str(" labels unreadable");
     }
     text
 }
@@ -235,6 +288,7 @@ mod tests {
             model: Some("ACME Fast 1000".into()),
             path: None,
             labels: Vec::new(),
+            labels_unreadable: false,
         }
     }
 
@@ -353,6 +407,85 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_may_be_protected() {
+        let rule = |serial: Option<&str>, wwn: Option<&str>, label: Option<&str>| ProtectedDisk {
+            serial: serial.map(Into::into),
+            wwn: wwn.map(Into::into),
+            label: label.map(Into::into),
+        };
+        let mut nameless = disk("sda", DiskType::Sata, 10, "");
+        nameless.serial = None;
+        let mut unread = disk("sda", DiskType::Sata, 10, "A");
+        unread.labels_unreadable = true;
+        let mut named = disk("sda", DiskType::Sata, 10, "A");
+        named.wwn = Some("naa.5002538e40a3d5f1".into());
+        let may_be = |by: &str, what: &str| {
+            Some(format!(
+                "may be the one protected by {by}: its {what} cannot be read"
+            ))
+        };
+        for (rule, disk, expected) in [
+            (
+                rule(Some("A"), None, None),
+                &nameless,
+                may_be("serial A", "serial"),
+            ),
+            (
+                rule(Some("A"), Some("naa.1"), None),
+                &nameless,
+                may_be("serial A and wwn naa.1", "serial and wwn"),
+            ),
+            // It has labels to look at, and not this one.
+            (rule(Some("A"), None, Some("DATA")), &nameless, None),
+            (
+                rule(None, None, Some("DATA")),
+                &unread,
+                may_be("label DATA", "labels"),
+            ),
+            (
+                rule(Some("A"), None, Some("DATA")),
+                &unread,
+                may_be("serial A and label DATA", "labels"),
+            ),
+            (rule(Some("B"), None, Some("DATA")), &unread, None),
+            (
+                rule(None, Some("0x5002538E40A3D5F1"), None),
+                &named,
+                Some("protected by wwn 0x5002538E40A3D5F1".into()),
+            ),
+            (rule(None, Some("naa.5002538e40a3d5f2"), None), &named, None),
+        ] {
+            assert_eq!(protects(&rule, disk), expected, "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_changed_since_it_was_chosen_is_refused() {
+        let chosen = disk("sda", DiskType::Sata, 10, "A");
+        let selector = protect(hints(|_| ()), vec![by_label("DATA")]);
+        assert_eq!(confirm(&chosen, &chosen, &selector), Ok(()));
+        let changed = |edit: fn(&mut DiskInfo)| {
+            let mut now = chosen.clone();
+            edit(&mut now);
+            let failure = confirm(&chosen, &now, &selector).unwrap_err();
+            assert_eq!(failure.code, FailureCode::DiskRefused);
+            failure.message
+        };
+        for message in [
+            changed(|d| d.serial = Some("B".into())),
+            changed(|d| d.serial = None),
+            changed(|d| d.wwn = Some("naa.1".into())),
+            changed(|d| d.size += 512),
+        ] {
+            assert!(message.contains("when it was chosen"), "{message}");
+        }
+        let labelled = changed(|d| d.labels = vec!["DATA".into()]);
+        assert!(labelled.contains("protected by label DATA"), "{labelled}");
+        let unread = changed(|d| d.labels_unreadable = true);
+        assert!(unread.contains("cannot be read"), "{unread}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use anneal_protocol::agent::{FailureCode, StepFailure, StreamResult, Verify};
 use anneal_protocol::disk::DiskSelector;
 use tokio_util::sync::CancellationToken;
 
+use super::device::Disk as _;
 use super::write::{FrameSource, write_image};
-use super::{Found, choose, safety};
+use super::{Chosen, choose, safety};
 use crate::client::{Client, insist};
 use crate::io::{ByteSender, ByteStream, fetch};
 use crate::report;
@@ -32,14 +33,14 @@ pub async fn run(
 ) -> Result<StreamResult, StepFailure> {
     let begin = Instant::now();
     let options = context.options.clone();
-    let disk = blocking(move || choose(&options, &selector)).await?;
+    let chosen = blocking(move || choose(&options, &selector)).await?;
     let manifest = tokio::select! {
         manifest = manifest(context, image) => manifest?,
         () = cancel.cancelled() => return Err(abandoned()),
     };
     tracing::info!(
-        disk = disk.info.name,
-        serial = disk.info.serial,
+        disk = chosen.disk.info.name,
+        serial = chosen.disk.info.serial,
         image,
         bytes = manifest.size(),
         "writing the image"
@@ -53,7 +54,7 @@ pub async fn run(
         sender,
     ));
     let (image, cancel) = (image.to_owned(), cancel.clone());
-    let result = blocking(move || write(&disk, &image, &manifest, stream, verify, &cancel)).await;
+    let result = blocking(move || write(&chosen, &image, &manifest, stream, verify, &cancel)).await;
     // The writer is gone, so nobody listens: whatever is still being fetched is not wanted.
     fetching.abort();
     let _ = fetching.await;
@@ -98,15 +99,16 @@ fn manifest_failure(image: &str, error: &ManifestError) -> StepFailure {
 }
 
 fn write(
-    disk: &Found,
+    chosen: &Chosen,
     image: &str,
     manifest: &Manifest,
     mut stream: ByteStream,
     verify: Verify,
     cancel: &CancellationToken,
 ) -> Result<StreamResult, StepFailure> {
-    let mut device = safety::open(disk, manifest.size())?;
-    let plan = WritePlan::new(manifest, disk.info.size).map_err(|e| {
+    let disk = &chosen.disk;
+    let mut device = safety::open(chosen, manifest.size())?;
+    let plan = WritePlan::new(manifest, device.size()).map_err(|e| {
         fail(
             FailureCode::DiskTooSmall,
             format!("{}: {e}", disk.info.name),

@@ -25,12 +25,13 @@ pub fn run(
     selector: &DiskSelector,
     cancel: &CancellationToken,
 ) -> Result<WipeResult, StepFailure> {
-    let disk = choose(options, selector)?;
+    let chosen = choose(options, selector)?;
+    let disk = &chosen.disk;
     let failed = |what: &str, e: &std::io::Error| io_failure(what, &disk.node, e);
     let partitions = std::fs::File::open(&disk.node)
         .and_then(|file| partition::read(&file, disk.info.sector_size))
         .unwrap_or_default();
-    let mut device = safety::open(&disk, 0)?;
+    let mut device = safety::open(&chosen, 0)?;
     tracing::info!(
         disk = disk.info.name,
         serial = disk.info.serial,
@@ -39,7 +40,7 @@ pub fn run(
     still_wanted(cancel)?;
     let discarded = device.discard_all().is_ok();
     // Discarded blocks may still read as before: what identifies is overwritten all the same.
-    let ranges = ranges(disk.info.size, &partitions);
+    let ranges = ranges(device.size(), &partitions);
     let total = ranges.len() as u64;
     for (done, range) in (0..).zip(ranges) {
         still_wanted(cancel)?;
@@ -49,7 +50,7 @@ pub fn run(
     device.flush().map_err(|e| failed("flush", &e))?;
     device.reread_partitions()?;
     Ok(WipeResult {
-        disk: disk.info.name,
+        disk: disk.info.name.clone(),
         method: if discarded {
             "discard"
         } else {

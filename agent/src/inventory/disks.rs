@@ -22,7 +22,9 @@ pub fn read(block: &Path, loops: &[PathBuf]) -> Vec<DiskInfo> {
     disks
 }
 
-fn disk(dir: &Path, loops: &[PathBuf]) -> Option<DiskInfo> {
+/// Reads one disk, given its folder; none when it is gone or no disk to write to.
+#[must_use]
+pub fn disk(dir: &Path, loops: &[PathBuf]) -> Option<DiskInfo> {
     let name = dir.file_name()?.to_string_lossy().into_owned();
     let is_loop = name.starts_with("loop");
     let named = loops.contains(&Path::new("/dev").join(&name));
@@ -51,6 +53,7 @@ fn disk(dir: &Path, loops: &[PathBuf]) -> Option<DiskInfo> {
         model: model(dir, kind),
         path: bus_path(&place),
         labels: Vec::new(),
+        labels_unreadable: false,
         name,
     })
 }

@@ -3,7 +3,7 @@
 //! Pure. Errors stop a run from being made; warnings are shown in the plan.
 
 use anneal_protocol::agent::Inventory;
-use anneal_protocol::disk::{DiskHints, DiskInfo};
+use anneal_protocol::disk::{DiskHints, DiskInfo, same_wwn};
 
 use super::action::Action;
 use super::plan::{Step, Workflow};
@@ -203,22 +203,26 @@ fn matches(hints: &DiskHints, disk: &DiskInfo) -> bool {
         && hints
             .wwn
             .as_ref()
-            .is_none_or(|w| disk.wwn.as_ref() == Some(w))
+            .is_none_or(|w| disk.wwn.as_ref().is_some_and(|found| same_wwn(found, w)))
         && hints.model.as_ref().is_none_or(model)
         && hints.rotational.is_none_or(|r| r == disk.rotational)
 }
 
+/// As the agent judges: what could not be read counts as a match.
 fn is_protected(machine: &Machine, disk: &DiskInfo) -> bool {
     machine.protected_disks.iter().any(|rule| {
         let serial = rule
             .serial
             .as_ref()
-            .is_none_or(|s| disk.serial.as_ref() == Some(s));
+            .is_none_or(|s| disk.serial.as_ref().is_none_or(|found| found == s));
         let wwn = rule
             .wwn
             .as_ref()
-            .is_none_or(|w| disk.wwn.as_ref() == Some(w));
-        let label = rule.label.as_ref().is_none_or(|l| disk.labels.contains(l));
+            .is_none_or(|w| disk.wwn.as_ref().is_none_or(|found| same_wwn(found, w)));
+        let label = rule
+            .label
+            .as_ref()
+            .is_none_or(|l| disk.labels_unreadable || disk.labels.contains(l));
         serial && wwn && label
     })
 }

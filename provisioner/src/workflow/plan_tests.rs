@@ -341,6 +341,7 @@ fn warns_about_disks_that_the_last_report_makes_doubtful() {
         model: None,
         path: None,
         labels: vec![],
+        labels_unreadable: false,
     };
     let workflow = parse(&steps(
         "  - uses: netboot\n  - uses: stream-image\n  - uses: reboot\n  - uses: wait-phone-home\n",
@@ -374,6 +375,11 @@ fn warns_about_disks_that_the_last_report_makes_doubtful() {
             .contains("match 2 disks")
     );
     assert!(found(vec![disk("vdb", big, "KEEP")]).warnings[0].contains("no disk"));
+    let nameless = DiskInfo {
+        serial: None,
+        ..disk("vdb", big, "")
+    };
+    assert!(found(vec![nameless]).warnings[0].contains("no disk"));
     assert!(found(vec![disk("vda", 1 << 20, "A")]).errors[0].contains("does not fit"));
 }
 
