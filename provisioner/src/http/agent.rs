@@ -83,7 +83,13 @@ async fn enroll(
     JsonBody(request): JsonBody<EnrollRequest>,
 ) -> ApiResult<Json<EnrollResponse>> {
     let by = key_digest(&request.csr)?;
-    let machine = seen_machine(&shared, &request, peer.address.ip());
+    let seen = seen_machine(&shared, &request, peer.address.ip());
+    // A name that is not the seen machine's fits no token: names have no blanks.
+    let machine = if seen == request.machine {
+        seen
+    } else {
+        format!("{seen} calling itself {}", request.machine)
+    };
     let claim = Claim {
         purpose: Purpose::Boot,
         machine: Some(&machine),
