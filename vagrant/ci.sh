@@ -22,14 +22,15 @@ fi
 
 # ---- inside
 
-mount -t tmpfs tmpfs /tmp
-work=/tmp/lab
-mkdir "$work"
 for dir in /run /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt; do
   mkdir -p "$dir"
   mount -t tmpfs -o mode=755 tmpfs "$dir"
 done
 mkdir -p /run/libvirt /run/lock /var/lib/libvirt/{images,qemu,network,dnsmasq} /etc/libvirt/{qemu/networks,storage}
+# Below /run, which is private now; the host's /tmp may hold this very clone.
+work=/run/lab
+mkdir -p "$work/tmp"
+export TMPDIR=$work/tmp
 ip link set lo up
 cat >/etc/libvirt/libvirtd.conf <<'CONF'
 auth_unix_ro = "none"

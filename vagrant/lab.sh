@@ -87,6 +87,6 @@ stop() {
 case ${1:-} in start | stop) ;; *) die 'usage: lab.sh start|stop' ;; esac
 mkdir -p "$state"
 # Vagrant works on several machines at a time.
-exec 9>"/tmp/anneal-lab-$(id -u).lock"
+exec 9>"${TMPDIR:-/tmp}/anneal-lab-$(id -u).lock"
 flock 9
 "$1"
