@@ -247,11 +247,11 @@ impl App {
         Ok(lines.join("\n"))
     }
 
-    /// Serves until SIGTERM, SIGINT or a failure.
+    /// Serves until `signal` comes, or a failure.
     ///
     /// # Errors
     /// The first failure of any part.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self, signal: impl Future<Output = ()>) -> anyhow::Result<()> {
         let stop = self.shared.stop.clone();
         // Events are still written while the servers drain.
         let stop_writer = CancellationToken::new();
@@ -287,7 +287,7 @@ impl App {
         let mut writer = tokio::spawn(self.writer.run(stop_writer.clone()));
 
         let outcome = tokio::select! {
-            signal = stop_signal() => signal,
+            () = signal => Ok(()),
             Some(ended) = tasks.join_next() => Err(unexpected_end(ended)),
             ended = &mut writer => match ended {
                 Ok(Ok(())) => Err(anyhow::anyhow!("the event writer ended")),
@@ -324,12 +324,18 @@ impl App {
 /// # Errors
 /// Whatever stands in the way of starting, or the first failure while serving.
 pub async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let app = App::build(settings).await?;
+    // Before anything is said: whoever reads that it serves may stop it at once.
+    let signal = stop_signal()?;
+    tokio::pin!(signal);
+    let app = tokio::select! {
+        app = App::build(settings) => app?,
+        () = &mut signal => return Ok(()),
+    };
     println!("{}", app.banner()?);
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "telling systemd failed");
     }
-    app.run().await
+    app.run(signal).await
 }
 
 /// Looks every few hours whether the server certificate is due. A failure is not a reason to
@@ -370,15 +376,17 @@ fn unexpected_end(
     }
 }
 
-async fn stop_signal() -> anyhow::Result<()> {
+/// SIGTERM or SIGINT; they are caught from the call on, not from the first await.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 fn tls_router(shared: &Shared) -> Router {

@@ -144,7 +144,7 @@ impl Daemon {
         let context: Value = serde_json::from_slice(&context).unwrap();
         let text = |key: &str| context[key].as_str().unwrap().to_owned();
         let (ca, key) = (text("ca"), text("key"));
-        let task = tokio::spawn(app.run());
+        let task = tokio::spawn(app.run(std::future::pending()));
         Self {
             tls: format!("https://{}", addresses.tls),
             boot: format!("http://{}", addresses.boot),
