@@ -21,6 +21,7 @@ mod decode;
 mod manifest;
 mod pack;
 mod plan;
+mod proof;
 mod sign;
 mod verify;
 
@@ -31,5 +32,6 @@ pub use manifest::{
 };
 pub use pack::{PackError, PackOptions, pack};
 pub use plan::{DiskTooSmall, WritePlan};
+pub use proof::{MAX_PROOF_TEXT, Proof, ProofMethod};
 pub use sign::{KeyError, PublicKey, SignedManifest, SigningKey};
 pub use verify::{VerifyError, verify_store};

@@ -3,6 +3,8 @@
 //! Errors are RFC 9457 problem documents ([`Problem`]) with a stable `code`. Moments are
 //! RFC 3339 text, durations milliseconds, sizes bytes.
 
+mod proof;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{Inventory, Progress};
 use crate::disk::{DiskHints, ProtectedDisk};
 use crate::machine::{Mac, MachineState};
+
+pub use proof::{Evidence, ProofRequest, ProofView};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

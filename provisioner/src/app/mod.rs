@@ -57,6 +57,8 @@ pub struct SharedParts {
     pub engine: Engine,
     /// Images.
     pub images: Arc<image::Catalog>,
+    /// What proof images must come with.
+    pub proof: Arc<image::proof::Policy>,
     /// Who owns which MAC.
     pub directory: Directory,
     /// Held while the inventory and [`Self::directory`] change together.
@@ -129,6 +131,10 @@ impl App {
         let images = Arc::new(
             image::Catalog::open(store.clone(), state_dir.join("images"), signing_key).await?,
         );
+        let proof = Arc::new(image::proof::Policy::load(
+            &settings.images,
+            state_dir.join("tuf"),
+        )?);
         let bmc = Arc::new(bmc::BmcPool::new());
         let engine = Engine::new(EngineDeps {
             store: store.clone(),
@@ -174,6 +180,7 @@ impl App {
             pki,
             engine,
             images,
+            proof,
             directory: directory.clone(),
             inventory: tokio::sync::Mutex::new(()),
             metrics: Metrics::new(),

@@ -15,6 +15,7 @@ mod context;
 mod event;
 mod follow;
 mod image;
+pub mod image_proof;
 mod machine;
 mod output;
 mod provision;

@@ -13,6 +13,7 @@
 mod folder;
 mod ingest;
 mod key;
+pub mod proof;
 
 use std::io::Read;
 use std::path::PathBuf;

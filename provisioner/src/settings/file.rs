@@ -20,6 +20,14 @@ pub(super) struct SettingsFile {
     pub dhcp: Option<DhcpFile>,
     pub tftp: Option<bool>,
     pub agent_silence: Option<Spanned<String>>,
+    pub images: Option<ImagesFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ImagesFile {
+    pub require_proof: Option<bool>,
+    pub trusted_keys: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::{DhcpFile, SettingsFile};
+use super::file::{DhcpFile, ImagesFile, SettingsFile};
 use super::interface::{self, Interface};
-use super::{DhcpSettings, Flags, Settings, SettingsError};
+use super::{DhcpSettings, Flags, ImageSettings, Settings, SettingsError};
 use crate::machine::Cidr;
 use crate::workflow::duration;
 use crate::yaml::{self, Spanned};
@@ -186,7 +186,16 @@ impl Merge<'_> {
                 AGENT_SILENCE,
                 Duration::from_secs(10)..=Duration::from_secs(3600),
             )?,
+            images: self.images(&raw.images.unwrap_or_default()),
         })
+    }
+
+    fn images(&self, raw: &ImagesFile) -> ImageSettings {
+        let path = |value| self.in_file(value).path();
+        ImageSettings {
+            require_proof: raw.require_proof.unwrap_or(true),
+            trusted_keys: raw.trusted_keys.iter().map(path).collect(),
+        }
     }
 
     fn dhcp(&self, raw: DhcpFile, own: Cidr) -> Result<Option<DhcpSettings>, SettingsError> {

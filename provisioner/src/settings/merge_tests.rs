@@ -219,6 +219,7 @@ fn the_reference_file_tells_the_defaults() {
         settings.templates_dir.take().unwrap(),
         Path::new("/etc/anneal/templates")
     );
+    assert!(!std::mem::take(&mut settings.images.trusted_keys).is_empty());
     let dhcp = settings.dhcp.as_mut().unwrap();
     assert!(dhcp.pool.take().is_some());
     assert!(dhcp.router.take().is_some());
@@ -237,6 +238,9 @@ fn the_reference_file_tells_the_defaults() {
         "dhcp",
         "tftp",
         "agent_silence",
+        "images",
+        "  require_proof",
+        "  trusted_keys",
         "  enabled",
         "  pool",
         "  serve_unknown",

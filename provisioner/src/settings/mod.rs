@@ -120,6 +120,17 @@ pub struct Settings {
     pub tftp: bool,
     /// How long an agent may be silent before its step counts as lost.
     pub agent_silence: Duration,
+    /// Images.
+    pub images: ImageSettings,
+}
+
+/// What images must bring along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSettings {
+    /// Refuse images without proof of their publisher, unless an admin asks for it each time.
+    pub require_proof: bool,
+    /// Files of keys; when there are any, only signatures by these count.
+    pub trusted_keys: Vec<PathBuf>,
 }
 
 /// How DHCP answers.

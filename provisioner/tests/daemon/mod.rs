@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anneal_protocol::cmdline::Boot;
 use provisioner::app::{App, Shared};
 use provisioner::machine::Cidr;
-use provisioner::settings::Settings;
+use provisioner::settings::{ImageSettings, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -76,6 +76,10 @@ pub fn settings(state: &Path) -> Settings {
         dhcp: None,
         tftp: false,
         agent_silence: Duration::from_secs(60),
+        images: ImageSettings {
+            require_proof: true,
+            trusted_keys: Vec::new(),
+        },
     }
 }
 
