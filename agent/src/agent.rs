@@ -58,12 +58,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
 /// Enrols and carries out orders until one of them leaves the agent.
 async fn session(options: Arc<Options>, boot: &Boot) -> anyhow::Result<Departure> {
     let boot_id = hex::encode(net::random::<16>()?);
-    let (client, image_key, run) = enroll(boot, &boot_id).await?;
+    let (client, image_keys, run) = enroll(boot, &boot_id).await?;
     report::remember_way_out(client.clone(), &boot_id);
     let context = Context {
         options,
         client,
-        image_key,
+        image_keys,
     };
     let mut request = NextRequest {
         run,
@@ -116,7 +116,7 @@ async fn enroll(boot: &Boot, boot_id: &str) -> anyhow::Result<(Client, String, S
     .with_context(|| format!("cannot enroll {} at {}", boot.machine, boot.server))?;
     let client = Client::enrolled(&boot.server, &boot.ca_sha256, &identity, &answer)?;
     tracing::info!(machine = boot.machine, run = answer.run, "enrolled");
-    Ok((client, answer.image_key, answer.run))
+    Ok((client, answer.image_keys, answer.run))
 }
 
 /// One order from start to acknowledged result. Returns how to leave, if it says so.

@@ -20,8 +20,8 @@ pub struct Context {
     pub options: Arc<Options>,
     /// The daemon.
     pub client: Client,
-    /// Key that image manifests must be signed with, hex.
-    pub image_key: String,
+    /// Keys, one of which must have signed an image's manifest, hex.
+    pub image_keys: Vec<String>,
 }
 
 impl Context {

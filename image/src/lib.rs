@@ -4,11 +4,12 @@
 //! the raw disk, in order: `zstd -dc data.zst` gives back the disk. `manifest.json` is a
 //! [`SignedManifest`]: it lists every frame with its place in `data.zst` and the BLAKE3 digest
 //! of the slice it decodes to, or says that the slice is all zero. Zero slices have a (tiny)
-//! frame too, so that the file stays a plain zstd file, but nobody needs to fetch it.
+//! frame too, so that the file stays a plain zstd file, but nobody needs to fetch it. After the
+//! frames comes a seek table in the zstd seekable format, for readers that are not ours.
 //!
 //! | who | uses |
 //! |---|---|
-//! | ingest | [`pack()`], [`SignedManifest::sign`], [`verify_store`] |
+//! | ingest | [`pack()`], [`Packed::into_manifest`], [`SignedManifest::sign`], [`verify_store`] |
 //! | agent | [`SignedManifest::open`], [`WritePlan`], [`FrameReader`] or [`decode_frame`] |
 //!
 //! Invariants: a [`Manifest`] in memory obeys its limits, because there is no other way to make
@@ -22,16 +23,20 @@ mod manifest;
 mod pack;
 mod plan;
 mod proof;
+mod seek;
 mod sign;
+mod table;
 mod verify;
+mod wire;
 
 pub use decode::{Encoded, FrameError, FrameReader, decode_frame};
 pub use manifest::{
     DEFAULT_FRAME_SIZE, FORMAT, Frame, MAX_FRAME_SIZE, MAX_FRAMES, MAX_MANIFEST_BYTES,
-    MIN_FRAME_SIZE, Manifest, ManifestError, SECTOR,
+    MIN_FRAME_SIZE, Manifest, ManifestError, SECTOR, check_os, check_os_version,
 };
-pub use pack::{PackError, PackOptions, pack};
+pub use pack::{Facts, PackError, PackOptions, Packed, pack};
 pub use plan::{DiskTooSmall, WritePlan};
 pub use proof::{MAX_PROOF_TEXT, Proof, ProofMethod};
 pub use sign::{KeyError, PublicKey, SignedManifest, SigningKey};
+pub use table::{MAX_PARTITION_NUMBER, MAX_PARTITIONS, Partition, Table, TableKind};
 pub use verify::{VerifyError, verify_store};

@@ -8,6 +8,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::proof::Proof;
+use crate::table::Table;
+use crate::wire::Wire;
+
 /// Version of the format that this crate writes and reads.
 pub const FORMAT: u32 = 1;
 /// Frame size when nothing else is asked for, in bytes of the raw disk.
@@ -27,14 +31,17 @@ pub const SECTOR: u64 = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not JSON, or not of the manifest's shape.
-    #[error("image manifest cannot be read")]
-    Syntax(#[source] serde_json::Error),
+    #[error("image manifest cannot be read: {0}")]
+    Syntax(serde_json::Error),
     /// Longer than [`MAX_MANIFEST_BYTES`].
     #[error("image manifest has {0} bytes, more than the {MAX_MANIFEST_BYTES} allowed")]
     TooLong(u64),
     /// A rule of the format is broken.
     #[error("image manifest is invalid: {0}")]
     Invalid(String),
+    /// A partition that may change is not in the table.
+    #[error("{0}")]
+    Mutable(String),
     /// Signed by another key.
     #[error("image manifest is signed by key {found}, expected {expected}")]
     OtherKey {
@@ -79,52 +86,21 @@ impl Frame {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Wire", into = "Wire")]
 pub struct Manifest {
-    os: String,
-    size: u64,
-    frame_size: u32,
-    sha256: [u8; 32],
-    frames: Vec<Frame>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wire {
-    format: u32,
-    os: String,
-    size: u64,
-    frame_size: u32,
-    sha256: String,
-    frames: Vec<WireFrame>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WireFrame {
-    offset: u64,
-    length: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    digest: Option<String>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    zero: bool,
+    pub(crate) os: String,
+    pub(crate) os_version: Option<String>,
+    pub(crate) size: u64,
+    pub(crate) frame_size: u32,
+    pub(crate) sha256: [u8; 32],
+    pub(crate) table: Option<Table>,
+    pub(crate) proof: Option<Proof>,
+    pub(crate) frames: Vec<Frame>,
 }
 
 impl Manifest {
-    pub(crate) fn new(
-        os: String,
-        size: u64,
-        frame_size: u32,
-        sha256: [u8; 32],
-        frames: Vec<Frame>,
-    ) -> Result<Self, ManifestError> {
-        let manifest = Self {
-            os,
-            size,
-            frame_size,
-            sha256,
-            frames,
-        };
-        manifest.check()?;
-        Ok(manifest)
+    /// Itself, if it obeys its limits.
+    pub(crate) fn checked(self) -> Result<Self, ManifestError> {
+        self.check().map_err(ManifestError::Invalid)?;
+        Ok(self)
     }
 
     /// Reads a manifest and checks its limits.
@@ -141,6 +117,24 @@ impl Manifest {
     #[must_use]
     pub fn os(&self) -> &str {
         &self.os
+    }
+
+    /// Version of the operating system, as its publisher counts.
+    #[must_use]
+    pub fn os_version(&self) -> Option<&str> {
+        self.os_version.as_deref()
+    }
+
+    /// The partition table; none when the disk has none that is understood.
+    #[must_use]
+    pub fn table(&self) -> Option<&Table> {
+        self.table.as_ref()
+    }
+
+    /// The publisher's proof that was checked; none: the image is unproven.
+    #[must_use]
+    pub fn proof(&self) -> Option<&Proof> {
+        self.proof.as_ref()
     }
 
     /// Size of the raw disk in bytes.
@@ -167,7 +161,8 @@ impl Manifest {
         &self.frames
     }
 
-    /// Size of `data.zst` in bytes.
+    /// Bytes of `data.zst` that are frames. The file is a little longer, see
+    /// [`Manifest::file_size`].
     #[must_use]
     pub fn data_size(&self) -> u64 {
         self.frames
@@ -223,34 +218,34 @@ impl Manifest {
         format!("blake3:{}", blake3::hash(&self.canonical()).to_hex())
     }
 
-    fn check(&self) -> Result<(), ManifestError> {
-        let invalid = |text: String| Err(ManifestError::Invalid(text));
-        let word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-        if self.os.is_empty() || self.os.len() > 32 || !self.os.bytes().all(word) {
-            return invalid("os must be 1 to 32 lower-case letters, digits and hyphens".to_owned());
+    fn check(&self) -> Result<(), String> {
+        check_os(&self.os)?;
+        if let Some(version) = &self.os_version {
+            check_os_version(version)?;
         }
-        if !self.frame_size.is_power_of_two()
-            || !(MIN_FRAME_SIZE..=MAX_FRAME_SIZE).contains(&self.frame_size)
-        {
-            return invalid(format!(
-                "frame size {} is not a power of two from {MIN_FRAME_SIZE} to {MAX_FRAME_SIZE}",
-                self.frame_size
-            ));
-        }
+        check_frame_size(self.frame_size)?;
         if self.size == 0 || !self.size.is_multiple_of(SECTOR) {
-            return invalid(format!(
+            return Err(format!(
                 "size {} is not a positive multiple of {SECTOR}",
                 self.size
             ));
         }
+        if let Some(problem) = self.table.as_ref().and_then(|t| t.problem(self.size)) {
+            return Err(format!("partition table: {problem}"));
+        }
+        self.proof.as_ref().map_or(Ok(()), Proof::check)?;
+        self.check_frames()
+    }
+
+    fn check_frames(&self) -> Result<(), String> {
         let count = self.size.div_ceil(u64::from(self.frame_size));
         if count > MAX_FRAMES {
-            return invalid(format!(
+            return Err(format!(
                 "{count} frames, more than the {MAX_FRAMES} allowed"
             ));
         }
         if count != self.frames.len() as u64 {
-            return invalid(format!(
+            return Err(format!(
                 "{} frames, but the size needs {count}",
                 self.frames.len()
             ));
@@ -259,13 +254,13 @@ impl Manifest {
         let mut next = 0;
         for (index, frame) in self.frames.iter().enumerate() {
             if frame.offset != next {
-                return invalid(format!(
+                return Err(format!(
                     "frame {index} begins at {}, but the one before ends at {next}",
                     frame.offset
                 ));
             }
             if frame.length == 0 || u64::from(frame.length) > longest {
-                return invalid(format!(
+                return Err(format!(
                     "frame {index} has {} bytes, allowed are 1 to {longest}",
                     frame.length
                 ));
@@ -276,6 +271,39 @@ impl Manifest {
     }
 }
 
+/// Checks the family of an operating system.
+///
+/// # Errors
+/// Says what it should be.
+pub fn check_os(os: &str) -> Result<(), String> {
+    let word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    if os.is_empty() || os.len() > 32 || !os.bytes().all(word) {
+        return Err("os must be 1 to 32 lower-case letters, digits and hyphens".to_owned());
+    }
+    Ok(())
+}
+
+/// Checks the version of an operating system.
+///
+/// # Errors
+/// Says what it should be.
+pub fn check_os_version(version: &str) -> Result<(), String> {
+    let word = |c: u8| c.is_ascii_alphanumeric() || b"._-+~:".contains(&c);
+    if version.is_empty() || version.len() > 64 || !version.bytes().all(word) {
+        return Err("os_version must be 1 to 64 letters, digits and any of ._-+~:".to_owned());
+    }
+    Ok(())
+}
+
+pub(crate) fn check_frame_size(size: u32) -> Result<(), String> {
+    if !size.is_power_of_two() || !(MIN_FRAME_SIZE..=MAX_FRAME_SIZE).contains(&size) {
+        return Err(format!(
+            "frame size {size} is not a power of two from {MIN_FRAME_SIZE} to {MAX_FRAME_SIZE}"
+        ));
+    }
+    Ok(())
+}
+
 pub(crate) fn check_length(json: &[u8]) -> Result<(), ManifestError> {
     if json.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(ManifestError::TooLong(json.len() as u64));
@@ -283,174 +311,24 @@ pub(crate) fn check_length(json: &[u8]) -> Result<(), ManifestError> {
     Ok(())
 }
 
-fn digest_of(what: &str, text: &str) -> Result<[u8; 32], ManifestError> {
-    let mut bytes = [0; 32];
-    // Upper-case hex would be a second spelling of the same manifest.
-    if text.bytes().any(|c| c.is_ascii_uppercase())
-        || hex::decode_to_slice(text, &mut bytes).is_err()
-    {
-        return Err(ManifestError::Invalid(format!(
-            "{what} is not 64 lower-case hex digits"
-        )));
-    }
-    Ok(bytes)
-}
-
-impl TryFrom<Wire> for Manifest {
-    type Error = ManifestError;
-
-    fn try_from(wire: Wire) -> Result<Self, ManifestError> {
-        if wire.format != FORMAT {
-            return Err(ManifestError::Invalid(format!(
-                "format {} is not supported, this is a reader of format {FORMAT}",
-                wire.format
-            )));
-        }
-        let frames = wire
-            .frames
-            .into_iter()
-            .enumerate()
-            .map(|(index, frame)| {
-                let digest = match (frame.digest, frame.zero) {
-                    (Some(text), false) => {
-                        Some(digest_of(&format!("digest of frame {index}"), &text)?)
-                    }
-                    (None, true) => None,
-                    _ => {
-                        return Err(ManifestError::Invalid(format!(
-                            "frame {index} must have either a digest or zero"
-                        )));
-                    }
-                };
-                Ok(Frame {
-                    offset: frame.offset,
-                    length: frame.length,
-                    digest,
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Self::new(
-            wire.os,
-            wire.size,
-            wire.frame_size,
-            digest_of("sha256", &wire.sha256)?,
-            frames,
-        )
-    }
-}
-
-impl From<Manifest> for Wire {
-    fn from(manifest: Manifest) -> Self {
+#[cfg(test)]
+impl Manifest {
+    /// One with these frames and nothing that is optional.
+    pub(crate) fn bare(size: u64, frame_size: u32, frames: Vec<Frame>) -> Self {
         Self {
-            format: FORMAT,
-            sha256: manifest.sha256(),
-            os: manifest.os,
-            size: manifest.size,
-            frame_size: manifest.frame_size,
-            frames: manifest
-                .frames
-                .into_iter()
-                .map(|frame| WireFrame {
-                    offset: frame.offset,
-                    length: frame.length,
-                    digest: frame.digest.map(hex::encode),
-                    zero: frame.digest.is_none(),
-                })
-                .collect(),
+            os: "test".to_owned(),
+            os_version: None,
+            size,
+            frame_size,
+            sha256: [9; 32],
+            table: None,
+            proof: None,
+            frames,
         }
+        .checked()
+        .unwrap()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn json(changes: &[(&str, &str)]) -> String {
-        let mut text = format!(
-            r#"{{"format":1,"os":"debian","size":131072,"frame_size":65536,"sha256":"{a}","frames":[{{"offset":0,"length":100,"digest":"{a}"}},{{"offset":100,"length":20,"zero":true}}]}}"#,
-            a = "ab".repeat(32)
-        );
-        for (from, to) in changes {
-            assert!(text.contains(from), "the case changes nothing: {from}");
-            text = text.replacen(from, to, 1);
-        }
-        text
-    }
-
-    #[test]
-    fn canonical_form_is_what_was_parsed() {
-        let text = json(&[]);
-        let manifest = Manifest::parse(text.as_bytes()).unwrap();
-        assert_eq!(manifest.canonical(), text.as_bytes());
-        assert_eq!(
-            manifest.id(),
-            format!("blake3:{}", blake3::hash(text.as_bytes()).to_hex())
-        );
-        let spaced = text.replace(',', " ,\n");
-        assert_eq!(Manifest::parse(spaced.as_bytes()).unwrap(), manifest);
-        assert_eq!(manifest.data_size(), 120);
-        assert_eq!(manifest.data_range(1..2), 100..120);
-        assert_eq!(manifest.raw_range(1), 65536..131_072);
-    }
-
-    #[test]
-    fn refuses_hostile_manifests() {
-        let cases: &[(&[(&str, &str)], &str)] = &[
-            (
-                &[("\"format\":1", "\"format\":2")],
-                "format 2 is not supported",
-            ),
-            (&[("\"os\":\"debian\"", "\"os\":\"../etc\"")], "os must be"),
-            (&[("\"os\":\"debian\"", "\"os\":\"\"")], "os must be"),
-            (&[("65536", "65537")], "frame size 65537"),
-            (&[("65536", "1")], "frame size 1"),
-            (&[("65536", "2147483648")], "frame size 2147483648"),
-            (&[("131072", "0")], "size 0"),
-            (&[("131072", "131073")], "size 131073"),
-            (&[("131072", "131584")], "2 frames, but the size needs 3"),
-            (&[("131072", "65536")], "2 frames, but the size needs 1"),
-            (
-                &[("131072", "18446744073709551104")],
-                "more than the 262144",
-            ),
-            (
-                &[("\"offset\":100", "\"offset\":99")],
-                "frame 1 begins at 99",
-            ),
-            (
-                &[("\"offset\":100", "\"offset\":101")],
-                "frame 1 begins at 101",
-            ),
-            (&[("\"offset\":0", "\"offset\":1")], "frame 0 begins at 1"),
-            (&[("\"length\":20", "\"length\":0")], "frame 1 has 0 bytes"),
-            (
-                &[("\"length\":20", "\"length\":4294967295")],
-                "frame 1 has 4294967295",
-            ),
-            (&[(",\"zero\":true", "")], "frame 1 must have either"),
-            (
-                &[("\"length\":100,", "\"length\":100,\"zero\":true,")],
-                "frame 0 must have",
-            ),
-            (
-                &[("\"digest\":\"ab", "\"digest\":\"AB")],
-                "digest of frame 0",
-            ),
-            (&[("\"sha256\":\"ab", "\"sha256\":\"")], "sha256 is not"),
-        ];
-        for (changes, expected) in cases {
-            let error = Manifest::parse(json(changes).as_bytes()).unwrap_err();
-            assert!(error.to_string().contains(expected), "{error} / {expected}");
-        }
-        for changes in [
-            [("\"os\"", "\"system\"")],
-            [("\"format\":1", "\"format\":1,\"more\":1")],
-            [("\"format\":1", "\"format\":1,\"format\":1")],
-            [("\"zero\":true", "\"zero\":true,\"offset\":100")],
-            [("131072", "-1")],
-        ] {
-            let error = Manifest::parse(json(&changes).as_bytes()).unwrap_err();
-            assert!(matches!(error, ManifestError::Syntax(_)), "{error}");
-        }
-    }
-}
+mod tests;

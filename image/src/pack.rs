@@ -1,35 +1,40 @@
-//! From a raw disk to `data.zst` and its manifest: one pass, bounded memory.
+//! From a raw disk to `data.zst` and what its manifest needs: one pass, bounded memory.
 //!
-//! While the frames of one batch are compressed, one thread each, the next batch is read. So
-//! memory is two batches, and the output does not depend on the number of threads.
+//! The calling thread reads, hashes the whole and writes; workers compress and hash slices. A
+//! fixed number of buffers goes round between them, so memory is `(threads + 2)` times two
+//! frames, and the output does not depend on the number of threads.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use sha2::{Digest, Sha256};
 
 use crate::decode::is_zero;
-use crate::manifest::{DEFAULT_FRAME_SIZE, Frame, MAX_FRAMES, Manifest, ManifestError, SECTOR};
+use crate::manifest::{
+    DEFAULT_FRAME_SIZE, Frame, MAX_FRAMES, Manifest, ManifestError, SECTOR, check_frame_size,
+};
+use crate::proof::Proof;
+use crate::seek;
+use crate::table::{self, Found, Table};
 
 /// How to pack.
 #[derive(Debug, Clone)]
 pub struct PackOptions {
-    /// Family of the operating system, see [`Manifest::os`].
-    pub os: String,
     /// Bytes of the disk in a frame.
     pub frame_size: u32,
     /// zstd level, 1 to 19.
     pub level: i32,
-    /// Threads that compress, and frames in a batch.
+    /// Threads that compress.
     pub threads: usize,
 }
 
-impl PackOptions {
-    /// What is good for most: 4 MiB frames, level 3, a thread for each processor.
-    #[must_use]
-    pub fn new(os: impl Into<String>) -> Self {
+impl Default for PackOptions {
+    /// What is good for most: [`DEFAULT_FRAME_SIZE`], level 3, a thread for each processor.
+    fn default() -> Self {
         Self {
-            os: os.into(),
             frame_size: DEFAULT_FRAME_SIZE,
             level: 3,
             threads: thread::available_parallelism()
@@ -75,18 +80,102 @@ pub enum PackError {
     #[error("the source has more than the {0} bytes that an image of this frame size can have")]
     TooLarge(u64),
     /// The options are wrong.
-    #[error("the image cannot be described")]
-    Manifest(#[source] ManifestError),
+    #[error("the image cannot be packed: {0}")]
+    Options(String),
 }
 
-struct Slice {
-    raw: Vec<u8>,
-    digest: Option<[u8; 32]>,
-    encoded: Vec<u8>,
+/// What is known of an image beside its bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Family of the operating system, see [`Manifest::os`].
+    pub os: String,
+    /// Its version.
+    pub os_version: Option<String>,
+    /// Partitions that are expected to change on a machine that runs: label, number or UUID.
+    pub mutable: Vec<String>,
+    /// The publisher's proof.
+    pub proof: Option<Proof>,
 }
 
-/// Packs the raw disk that comes out of `reader` into `writer`. `progress` is told how many raw
-/// bytes are packed. Syncing the writer is the caller's work.
+/// A raw disk that has been packed; lacks the [`Facts`] to be a manifest.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    size: u64,
+    frame_size: u32,
+    sha256: [u8; 32],
+    frames: Vec<Frame>,
+    found: Found,
+}
+
+impl Packed {
+    /// Bytes of the raw disk.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// SHA-256 of the raw disk, lower-case hex.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        hex::encode(self.sha256)
+    }
+
+    /// The partition table that was found.
+    #[must_use]
+    pub fn table(&self) -> Option<&Table> {
+        self.found.table.as_ref()
+    }
+
+    /// Why there is no table although there seemed to be one.
+    #[must_use]
+    pub fn table_problem(&self) -> Option<&str> {
+        self.found.problem.as_deref()
+    }
+
+    /// How many bytes the disk must have by its GPT, whose backup is in the last sector: more
+    /// than [`Packed::size`] means that it was cut short.
+    #[must_use]
+    pub fn table_end(&self) -> Option<u64> {
+        self.found.end
+    }
+
+    /// The manifest.
+    ///
+    /// # Errors
+    /// When a partition of [`Facts::mutable`] does not exist, or a fact breaks a rule of the
+    /// format.
+    pub fn into_manifest(self, facts: Facts) -> Result<Manifest, ManifestError> {
+        let mut table = self.found.table;
+        match (&mut table, facts.mutable.first()) {
+            (_, None) => {}
+            (Some(table), Some(_)) => table
+                .mark_mutable(&facts.mutable)
+                .map_err(ManifestError::Mutable)?,
+            (None, Some(name)) => {
+                let reason = self.found.problem;
+                let reason = reason.unwrap_or_else(|| "the disk has no partition table".to_owned());
+                return Err(ManifestError::Mutable(format!(
+                    "partition {name:?} cannot be found: {reason}"
+                )));
+            }
+        }
+        Manifest {
+            os: facts.os,
+            os_version: facts.os_version,
+            size: self.size,
+            frame_size: self.frame_size,
+            sha256: self.sha256,
+            table,
+            proof: facts.proof,
+            frames: self.frames,
+        }
+        .checked()
+    }
+}
+
+/// Packs the raw disk that comes out of `reader` into `writer`, which holds all of `data.zst`
+/// in the end. `progress` is told how many raw bytes are packed. Syncing the writer is the
+/// caller's work.
 ///
 /// # Errors
 /// When the source or the store fails, or the source is not a disk. What was written is then
@@ -96,84 +185,124 @@ pub fn pack(
     writer: &mut dyn Write,
     options: &PackOptions,
     progress: &mut dyn FnMut(u64),
-) -> Result<Manifest, PackError> {
+) -> Result<Packed, PackError> {
     // Refuse wrong options before reading gigabytes.
-    Manifest::new(
-        options.os.clone(),
-        SECTOR,
-        options.frame_size,
-        [0; 32],
-        vec![Frame {
-            offset: 0,
-            length: 1,
-            digest: None,
-        }],
-    )
-    .map_err(PackError::Manifest)?;
+    check_frame_size(options.frame_size).map_err(PackError::Options)?;
     let mut source = Source {
         reader,
         sha256: Sha256::new(),
         frame_size: options.frame_size as usize,
         size: 0,
+        head: Vec::new(),
     };
-    let mut frames = Vec::new();
-    let mut offset = 0;
-    let mut packed = 0;
-    let mut batch = source.batch(options.threads)?;
-    while !batch.is_empty() {
-        let next = thread::scope(|scope| {
-            let workers: Vec<_> = batch
-                .iter_mut()
-                .map(|slice| scope.spawn(|| encode(slice, options.level)))
-                .collect();
-            let next = source.batch(options.threads);
-            for worker in workers {
-                worker
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                    .map_err(PackError::Compress)?;
-            }
-            next
-        })?;
-        for slice in &batch {
-            writer
-                .write_all(&slice.encoded)
-                .map_err(|source| PackError::Write { at: offset, source })?;
-            frames.push(Frame {
-                offset,
-                // Bounded by zstd's bound for MAX_FRAME_SIZE.
-                length: u32::try_from(slice.encoded.len()).unwrap_or(u32::MAX),
-                digest: slice.digest,
-            });
-            offset += slice.encoded.len() as u64;
-            packed += slice.raw.len() as u64;
+    let mut sink = Sink {
+        writer,
+        progress,
+        frames: Vec::new(),
+        offset: 0,
+        packed: 0,
+    };
+    let (todo, work) = channel();
+    let work = Mutex::new(work);
+    let (finished, done) = channel();
+    thread::scope(|scope| {
+        for _ in 0..options.threads.max(1) {
+            let (work, finished) = (&work, finished.clone());
+            scope.spawn(move || compress(work, &finished, options.level));
         }
-        progress(packed);
-        batch = next;
-    }
+        drop(finished);
+        circulate(&mut source, &mut sink, todo, &done, options.threads.max(1))
+    })?;
     if source.size == 0 {
         return Err(PackError::Empty);
     }
     if !source.size.is_multiple_of(SECTOR) {
         return Err(PackError::NotSectors(source.size));
     }
-    writer
-        .flush()
-        .map_err(|source| PackError::Write { at: offset, source })?;
-    Manifest::new(
-        options.os.clone(),
-        source.size,
-        options.frame_size,
-        source.sha256.finalize().into(),
-        frames,
-    )
-    .map_err(PackError::Manifest)
+    sink.finish(source.size, options.frame_size)?;
+    Ok(Packed {
+        size: source.size,
+        frame_size: options.frame_size,
+        sha256: source.sha256.finalize().into(),
+        found: table::read(&source.head, source.size),
+        frames: sink.frames,
+    })
 }
 
-fn encode(slice: &mut Slice, level: i32) -> std::io::Result<()> {
-    slice.digest = (!is_zero(&slice.raw)).then(|| blake3::hash(&slice.raw).into());
-    slice.encoded = zstd::bulk::compress(&slice.raw, level)?;
+/// A buffer for one slice on its way round.
+#[derive(Default)]
+struct Slice {
+    index: usize,
+    raw: Vec<u8>,
+    digest: Option<[u8; 32]>,
+    encoded: Vec<u8>,
+}
+
+type Finished = std::io::Result<Slice>;
+
+/// Reads slices, hands them to the workers, and writes what they return in order. Returning
+/// drops `todo`, which ends the workers.
+fn circulate(
+    source: &mut Source<'_>,
+    sink: &mut Sink<'_>,
+    todo: Sender<Slice>,
+    done: &Receiver<Finished>,
+    threads: usize,
+) -> Result<(), PackError> {
+    let stopped = || PackError::Compress(std::io::Error::other("a worker has stopped"));
+    let mut free: Vec<Slice> = (0..threads + 2).map(|_| Slice::default()).collect();
+    let mut early = BTreeMap::new();
+    let (mut sent, mut written) = (0, 0);
+    let mut at_end = false;
+    while !at_end || written < sent {
+        if !at_end && let Some(mut slice) = free.pop() {
+            source.fill(&mut slice.raw)?;
+            if slice.raw.is_empty() {
+                at_end = true;
+            } else {
+                slice.index = sent;
+                sent += 1;
+                todo.send(slice).map_err(|_| stopped())?;
+            }
+            continue;
+        }
+        let slice = done
+            .recv()
+            .map_err(|_| stopped())?
+            .map_err(PackError::Compress)?;
+        early.insert(slice.index, slice);
+        while let Some(slice) = early.remove(&written) {
+            sink.write(&slice)?;
+            written += 1;
+            free.push(slice);
+        }
+    }
     Ok(())
+}
+
+fn compress(work: &Mutex<Receiver<Slice>>, finished: &Sender<Finished>, level: i32) {
+    let mut zstd = match zstd::bulk::Compressor::new(level) {
+        Ok(zstd) => zstd,
+        Err(error) => {
+            // Nobody listens when another worker has failed before.
+            let _ = finished.send(Err(error));
+            return;
+        }
+    };
+    loop {
+        let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(mut slice) = next else { return };
+        slice.digest = (!is_zero(&slice.raw)).then(|| blake3::hash(&slice.raw).into());
+        slice.encoded.clear();
+        let bound = zstd::zstd_safe::compress_bound(slice.raw.len());
+        slice.encoded.reserve(bound);
+        let result = zstd
+            .compress_to_buffer(&slice.raw, &mut slice.encoded)
+            .map(|_| slice);
+        if finished.send(result).is_err() {
+            return;
+        }
+    }
 }
 
 struct Source<'r> {
@@ -181,28 +310,14 @@ struct Source<'r> {
     sha256: Sha256,
     frame_size: usize,
     size: u64,
+    /// The beginning of the disk, for its partition table.
+    head: Vec<u8>,
 }
 
 impl Source<'_> {
-    fn batch(&mut self, count: usize) -> Result<Vec<Slice>, PackError> {
-        let mut batch = Vec::new();
-        while batch.len() < count.max(1) {
-            let raw = self.slice()?;
-            if raw.is_empty() {
-                break;
-            }
-            batch.push(Slice {
-                raw,
-                digest: None,
-                encoded: Vec::new(),
-            });
-        }
-        Ok(batch)
-    }
-
     /// The next slice: full, or the last one, or empty at the end.
-    fn slice(&mut self) -> Result<Vec<u8>, PackError> {
-        let mut raw = vec![0; self.frame_size];
+    fn fill(&mut self, raw: &mut Vec<u8>) -> Result<(), PackError> {
+        raw.resize(self.frame_size, 0);
         let mut filled = 0;
         while filled < raw.len() {
             match self.reader.read(&mut raw[filled..]) {
@@ -220,10 +335,51 @@ impl Source<'_> {
         raw.truncate(filled);
         self.sha256.update(&raw);
         self.size += filled as u64;
+        let wanted = (table::HEAD - self.head.len()).min(filled);
+        self.head.extend_from_slice(&raw[..wanted]);
         let most = MAX_FRAMES * self.frame_size as u64;
         if self.size > most {
             return Err(PackError::TooLarge(most));
         }
-        Ok(raw)
+        Ok(())
+    }
+}
+
+struct Sink<'w> {
+    writer: &'w mut dyn Write,
+    progress: &'w mut dyn FnMut(u64),
+    frames: Vec<Frame>,
+    offset: u64,
+    packed: u64,
+}
+
+impl Sink<'_> {
+    fn write(&mut self, slice: &Slice) -> Result<(), PackError> {
+        let at = self.offset;
+        self.writer
+            .write_all(&slice.encoded)
+            .map_err(|source| PackError::Write { at, source })?;
+        self.frames.push(Frame {
+            offset: at,
+            // Bounded by zstd's bound for MAX_FRAME_SIZE.
+            length: u32::try_from(slice.encoded.len()).unwrap_or(u32::MAX),
+            digest: slice.digest,
+        });
+        self.offset += slice.encoded.len() as u64;
+        self.packed += slice.raw.len() as u64;
+        (self.progress)(self.packed);
+        Ok(())
+    }
+
+    /// Writes the seek table.
+    fn finish(&mut self, size: u64, frame_size: u32) -> Result<(), PackError> {
+        let table = seek::table(&self.frames, size, frame_size);
+        self.writer
+            .write_all(&table)
+            .and_then(|()| self.writer.flush())
+            .map_err(|source| PackError::Write {
+                at: self.offset,
+                source,
+            })
     }
 }

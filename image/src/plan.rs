@@ -129,7 +129,7 @@ mod tests {
             })
             .collect();
         let size = shape.len() as u64 * F;
-        Manifest::new("test".into(), size, MIN_FRAME_SIZE, [0; 32], frames).unwrap()
+        Manifest::bare(size, MIN_FRAME_SIZE, frames)
     }
 
     #[test]

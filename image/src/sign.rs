@@ -139,6 +139,23 @@ impl SignedManifest {
             .map_err(|_| ManifestError::Signature)
     }
 
+    /// Checks that one of `keys` signed.
+    ///
+    /// # Errors
+    /// When none did, or the signature is wrong.
+    pub fn verify_any(&self, keys: &[PublicKey]) -> Result<(), ManifestError> {
+        match keys.iter().find(|key| key.id() == self.key_id) {
+            Some(key) => self.verify(key),
+            None => {
+                let ids: Vec<_> = keys.iter().map(PublicKey::id).collect();
+                Err(ManifestError::OtherKey {
+                    found: self.key_id.chars().take(64).collect(),
+                    expected: ids.join(" or "),
+                })
+            }
+        }
+    }
+
     /// Reads `manifest.json` without checking the signature.
     ///
     /// # Errors
@@ -149,13 +166,14 @@ impl SignedManifest {
     }
 
     /// Reads `manifest.json` as received from anywhere: limits, signature and identity are
-    /// checked, so that the result can be trusted to be the image `id`.
+    /// checked, so that the result can be trusted to be the image `id`. One of `keys` must have
+    /// signed.
     ///
     /// # Errors
     /// When any of them does not hold.
-    pub fn open(json: &[u8], key: &PublicKey, id: &str) -> Result<Manifest, ManifestError> {
+    pub fn open(json: &[u8], keys: &[PublicKey], id: &str) -> Result<Manifest, ManifestError> {
         let signed = Self::parse(json)?;
-        signed.verify(key)?;
+        signed.verify_any(keys)?;
         let found = signed.manifest.id();
         if found != id {
             return Err(ManifestError::OtherImage {
@@ -184,7 +202,7 @@ mod tests {
             length: 10,
             digest: Some([7; 32]),
         };
-        Manifest::new("debian".into(), 512, 65536, [9; 32], vec![frame]).unwrap()
+        Manifest::bare(512, 65536, vec![frame])
     }
 
     #[test]
@@ -194,24 +212,27 @@ mod tests {
         let (json, id) = (signed.to_json(), signed.manifest.id());
         let public = PublicKey::from_hex(&key.public().to_hex()).unwrap();
         assert_eq!(
-            SignedManifest::open(&json, &public, &id).unwrap(),
+            SignedManifest::open(&json, &[public], &id).unwrap(),
             manifest()
         );
 
         let other = SigningKey::from_seed(&[2; 32]);
+        let both = [other.public(), public];
+        assert!(SignedManifest::open(&json, &both, &id).is_ok());
+        assert!(SignedManifest::open(&json, &[], &id).is_err());
         assert!(matches!(
-            SignedManifest::open(&json, &other.public(), &id),
+            SignedManifest::open(&json, &[other.public()], &id),
             Err(ManifestError::OtherKey { .. })
         ));
         assert!(matches!(
-            SignedManifest::open(&json, &public, "blake3:00"),
+            SignedManifest::open(&json, &[public], "blake3:00"),
             Err(ManifestError::OtherImage { .. })
         ));
         // Claims the trusted key's id, signed by another one.
         let mut forged = SignedManifest::sign(manifest(), &other);
         forged.key_id = public.id();
         assert!(matches!(
-            SignedManifest::open(&forged.to_json(), &public, &id),
+            SignedManifest::open(&forged.to_json(), &[other.public(), public], &id),
             Err(ManifestError::Signature)
         ));
     }
@@ -226,7 +247,7 @@ mod tests {
                 let mut bytes = json.clone();
                 bytes[at] ^= change;
                 // The hex of a signature may be upper-case: same meaning, same manifest.
-                if let Ok(opened) = SignedManifest::open(&bytes, &key.public(), &id) {
+                if let Ok(opened) = SignedManifest::open(&bytes, &[key.public()], &id) {
                     assert_eq!(opened, signed.manifest);
                     assert_eq!(
                         String::from_utf8(bytes)

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anneal_image::{PackOptions, SignedManifest, SigningKey, pack};
+use anneal_image::{Facts, PackOptions, Proof, ProofMethod, SignedManifest, SigningKey, pack};
 
 fn run(dir: &Path, program: &str, arguments: &[&str]) -> Vec<u8> {
     let output = Command::new(program)
@@ -23,8 +23,20 @@ fn openssl_accepts_the_signature_of_the_canonical_form() {
     let key = SigningKey::from_seed(&[5; 32]);
     let mut disk = vec![0; 9 << 20];
     disk[5 << 20..6 << 20].fill(7);
-    let options = PackOptions::new("debian");
-    let manifest = pack(&mut &disk[..], &mut std::io::sink(), &options, &mut |_| {}).unwrap();
+    let options = PackOptions::default();
+    let packed = pack(&mut &disk[..], &mut std::io::sink(), &options, &mut |_| {}).unwrap();
+    let facts = Facts {
+        os: "debian".into(),
+        os_version: Some("12.9".into()),
+        proof: Some(Proof {
+            method: ProofMethod::Openpgp,
+            signer: Some("Jörg <j@example.org>".into()),
+            source: None,
+            detail: None,
+        }),
+        ..Facts::default()
+    };
+    let manifest = packed.into_manifest(facts).unwrap();
     let signed = SignedManifest::sign(manifest.clone(), &key);
 
     let dir = tempfile::tempdir().unwrap();
@@ -36,7 +48,7 @@ fn openssl_accepts_the_signature_of_the_canonical_form() {
         "python3",
         &[
             "-c",
-            r#"import json; print(end=json.dumps(json.load(open("manifest.json"))["manifest"], separators=(",", ":")))"#,
+            r#"import json; print(end=json.dumps(json.load(open("manifest.json"))["manifest"], separators=(",", ":"), ensure_ascii=False))"#,
         ],
     );
     assert_eq!(canonical, manifest.canonical());

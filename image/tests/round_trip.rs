@@ -5,8 +5,8 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 
 use anneal_image::{
-    FrameError, FrameReader, MIN_FRAME_SIZE, Manifest, PackError, PackOptions, VerifyError,
-    WritePlan, decode_frame, pack, verify_store,
+    Facts, FrameError, FrameReader, MIN_FRAME_SIZE, Manifest, PackError, PackOptions, VerifyError,
+    WritePlan, decode_frame, verify_store,
 };
 use proptest::prelude::*;
 
@@ -16,8 +16,23 @@ fn options(threads: usize) -> PackOptions {
     PackOptions {
         frame_size: MIN_FRAME_SIZE,
         threads,
-        ..PackOptions::new("debian")
+        ..PackOptions::default()
     }
+}
+
+/// Packs as a Debian without proof.
+fn pack(
+    reader: &mut dyn Read,
+    writer: &mut dyn std::io::Write,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Manifest, PackError> {
+    let facts = Facts {
+        os: "debian".into(),
+        ..Facts::default()
+    };
+    let packed = anneal_image::pack(reader, writer, options, progress)?;
+    Ok(packed.into_manifest(facts).unwrap())
 }
 
 fn packed(raw: &[u8]) -> (Manifest, Vec<u8>) {
@@ -46,6 +61,11 @@ fn disk(kinds: &[u8], tail_sectors: usize) -> Vec<u8> {
     }
     raw.truncate(raw.len() - F + tail_sectors * 512);
     raw
+}
+
+/// The frames in `data.zst`, without the seek table.
+fn frames<'d>(manifest: &Manifest, data: &'d [u8]) -> &'d [u8] {
+    &data[..manifest.data_size() as usize]
 }
 
 /// Reads all frames, holding every one that comes out against the truth.
@@ -82,8 +102,8 @@ proptest! {
         let mut seen = 0;
         let manifest = pack(&mut &raw[..], &mut data, &options(threads), &mut |n| seen = n).unwrap();
         prop_assert_eq!(seen, raw.len() as u64);
-        prop_assert_eq!(manifest.data_size(), data.len() as u64);
-        prop_assert_eq!(&read_all(&manifest, &data, &raw).unwrap(), &raw);
+        prop_assert_eq!(manifest.file_size(), data.len() as u64);
+        prop_assert_eq!(&read_all(&manifest, frames(&manifest, &data), &raw).unwrap(), &raw);
         verify_store(&data[..], &manifest, &mut |_| {}).unwrap();
         prop_assert_eq!(&packed(&raw).0, &manifest, "depends on the number of threads");
         for (index, frame) in manifest.frames().iter().enumerate() {
@@ -137,6 +157,7 @@ proptest! {
 fn every_changed_byte_is_caught() {
     let raw = disk(&[1, 0, 1], 3);
     let (manifest, data) = packed(&raw);
+    let data = frames(&manifest, &data).to_vec();
     assert!(data.len() < 2000, "the test tries every byte");
     let mut harmless = 0;
     for at in 0..data.len() {
@@ -166,6 +187,7 @@ fn every_changed_byte_is_caught() {
 fn every_truncation_is_caught() {
     let raw = disk(&[1, 0, 1], 3);
     let (manifest, data) = packed(&raw);
+    let data = frames(&manifest, &data).to_vec();
     for length in 0..data.len() {
         let error = read_all(&manifest, &data[..length], &raw).unwrap_err();
         assert!(matches!(error, FrameError::Truncated { .. }), "{error}");
@@ -202,6 +224,25 @@ fn a_bomb_is_refused_without_being_unpacked() {
 }
 
 #[test]
+fn a_wrong_seek_table_is_caught() {
+    let raw = disk(&[1, 0], 3);
+    let (manifest, data) = packed(&raw);
+    let end = manifest.data_size() as usize;
+    verify_store(&data[..], &manifest, &mut |_| {}).unwrap();
+    let mut wrong = vec![data[..end].to_vec(), data[..data.len() - 1].to_vec()];
+    wrong.push([&data[..], &[0]].concat());
+    for at in end..data.len() {
+        let mut bad = data.clone();
+        bad[at] ^= 1;
+        wrong.push(bad);
+    }
+    for bad in wrong {
+        let error = verify_store(&bad[..], &manifest, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, VerifyError::SeekTable), "{error}");
+    }
+}
+
+#[test]
 fn a_zero_frame_that_is_not_zero_and_a_wrong_whole_are_caught() {
     let raw = disk(&[1, 0], F / 512);
     let (manifest, data) = packed(&raw);
@@ -228,21 +269,36 @@ fn a_zero_frame_that_is_not_zero_and_a_wrong_whole_are_caught() {
 #[test]
 fn refuses_what_is_not_a_disk() {
     let pack = |mut reader: &mut dyn Read| {
-        pack(&mut reader, &mut std::io::sink(), &options(1), &mut |_| {})
+        anneal_image::pack(&mut reader, &mut std::io::sink(), &options(1), &mut |_| {})
     };
     assert!(matches!(pack(&mut &b""[..]), Err(PackError::Empty)));
     assert!(matches!(
         pack(&mut &[1; 513][..]),
         Err(PackError::NotSectors(513))
     ));
-    let wrong = PackOptions::new("No Such OS");
+    let wrong = PackOptions {
+        frame_size: 1000,
+        ..options(1)
+    };
     let error = anneal_image::pack(
         &mut &[0; 512][..],
         &mut std::io::sink(),
         &wrong,
         &mut |_| {},
     );
-    assert!(matches!(error, Err(PackError::Manifest(_))));
+    assert!(matches!(error, Err(PackError::Options(_))));
+    let packed = anneal_image::pack(
+        &mut &[0; 512][..],
+        &mut std::io::sink(),
+        &options(1),
+        &mut |_| {},
+    );
+    let facts = Facts {
+        os: "No Such OS".into(),
+        ..Facts::default()
+    };
+    let error = packed.unwrap().into_manifest(facts).unwrap_err();
+    assert!(error.to_string().contains("os must be"), "{error}");
 }
 
 #[test]

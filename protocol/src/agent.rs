@@ -44,8 +44,9 @@ pub struct EnrollResponse {
     pub certificate: String,
     /// The CA, PEM; its fingerprint is the pinned one.
     pub ca: String,
-    /// Ed25519 public key (32 bytes, hex) that image manifests must be signed with.
-    pub image_key: String,
+    /// Ed25519 public keys (32 bytes, hex): one of them must have signed an image's manifest. The
+    /// first signs now, the others did before.
+    pub image_keys: Vec<String>,
     /// The run to work for.
     pub run: String,
 }

@@ -3,6 +3,7 @@
 //! Errors are RFC 9457 problem documents ([`Problem`]) with a stable `code`. Moments are
 //! RFC 3339 text, durations milliseconds, sizes bytes.
 
+mod image;
 mod proof;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use crate::agent::{Inventory, Progress};
 use crate::disk::{DiskHints, ProtectedDisk};
 use crate::machine::{Mac, MachineState};
 
+pub use image::ImageView;
 pub use proof::{Evidence, ProofRequest, ProofView};
 
 /// One page of a list.
@@ -328,26 +330,6 @@ pub struct TokenView {
     /// RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_at: Option<String>,
-}
-
-/// An image in the store.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct ImageView {
-    /// `name@version`.
-    pub name: String,
-    /// Digest of the canonical manifest, `blake3:` + hex.
-    pub id: String,
-    /// Bytes of the raw disk.
-    pub size: u64,
-    /// Bytes stored.
-    pub stored: u64,
-    /// SHA-256 of the raw disk, hex.
-    pub sha256: String,
-    /// OS family, `debian`: which templates may configure it.
-    pub os: String,
-    /// RFC 3339.
-    pub added_at: String,
 }
 
 /// An API key, without the key.

@@ -1,5 +1,6 @@
 //! The `stream-image` step: manifest, disk, fetch, write, reread the partition table.
 
+use std::io::{Read as _, Take};
 use std::time::Instant;
 
 use anneal_image::{
@@ -50,7 +51,7 @@ pub async fn run(
         cancel.clone(),
         context.client.clone(),
         image.to_owned(),
-        manifest.data_size(),
+        manifest.file_size(),
         sender,
     ));
     let (image, cancel) = (image.to_owned(), cancel.clone());
@@ -82,13 +83,16 @@ async fn fetch_until(
 }
 
 async fn manifest(context: &Context, image: &str) -> Result<Manifest, StepFailure> {
-    let key = PublicKey::from_hex(&context.image_key)
+    let keys = context.image_keys.iter();
+    let keys = keys
+        .map(|key| PublicKey::from_hex(key))
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|e| fail(FailureCode::ManifestInvalid, format!("image key: {e}")))?;
     let text = insist("fetch the manifest", Some(MANIFEST_PATIENCE), async || {
         context.client.manifest(image).await
     })
     .await?;
-    SignedManifest::open(&text, &key, image).map_err(|e| manifest_failure(image, &e))
+    SignedManifest::open(&text, &keys, image).map_err(|e| manifest_failure(image, &e))
 }
 
 fn manifest_failure(image: &str, error: &ManifestError) -> StepFailure {
@@ -117,7 +121,12 @@ fn write(
     let failure = stream.failure();
     let transferred = stream.counter();
     let mut source = StreamSource {
-        frames: FrameReader::new(manifest, 0..manifest.frames().len(), &mut stream),
+        // The seek table after the frames is for others.
+        frames: FrameReader::new(
+            manifest,
+            0..manifest.frames().len(),
+            (&mut stream).take(manifest.data_size()),
+        ),
         failure,
     };
     let written = write_image(
@@ -151,7 +160,7 @@ fn write(
 
 /// All frames over one connection, in order.
 struct StreamSource<'a> {
-    frames: FrameReader<'a, &'a mut ByteStream>,
+    frames: FrameReader<'a, Take<&'a mut ByteStream>>,
     /// Why the bytes stopped, when the fetcher knows better than the reader.
     failure: crate::io::FailureSlot,
 }

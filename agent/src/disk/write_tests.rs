@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use anneal_image::{FrameReader, MIN_FRAME_SIZE, Manifest, PackOptions, WritePlan, pack};
+use anneal_image::{Facts, FrameReader, MIN_FRAME_SIZE, Manifest, PackOptions, WritePlan, pack};
 use anneal_protocol::agent::{FailureCode, StepFailure, Verify};
 use proptest::prelude::*;
 
@@ -126,10 +126,19 @@ fn raw(shape: &str) -> Vec<u8> {
 }
 
 fn sealed(raw: &[u8]) -> (Manifest, Vec<u8>) {
-    let mut options = PackOptions::new("test");
-    options.frame_size = MIN_FRAME_SIZE;
+    let options = PackOptions {
+        frame_size: MIN_FRAME_SIZE,
+        ..PackOptions::default()
+    };
     let mut data = Vec::new();
-    let manifest = pack(&mut &raw[..], &mut data, &options, &mut |_| ()).unwrap();
+    let packed = pack(&mut &raw[..], &mut data, &options, &mut |_| ()).unwrap();
+    let facts = Facts {
+        os: "test".into(),
+        ..Facts::default()
+    };
+    let manifest = packed.into_manifest(facts).unwrap();
+    // The frames, without the seek table after them.
+    data.truncate(manifest.data_size() as usize);
     (manifest, data)
 }
 

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anneal_image::{PackOptions, SignedManifest, SigningKey, pack};
+use anneal_image::{Facts, PackOptions, SignedManifest, SigningKey, pack};
 use anneal_protocol::agent::{
     AgentAction, EnrollRequest, FailureCode, Next, Order, OrderId, Outcome, StepResult, Verify,
 };
@@ -41,7 +41,7 @@ pub fn daemon(actions: Vec<AgentAction>, image_key: String, images: Images) -> D
                     json!({
                         "certificate": signer.sign(&body.csr),
                         "ca": signer.pem,
-                        "image_key": image_key,
+                        "image_keys": [image_key],
                         "run": "run-1",
                     }),
                 )
@@ -179,10 +179,17 @@ pub struct Sealed {
 
 pub fn seal(raw: &[u8]) -> Sealed {
     let key = SigningKey::from_seed(&[7; 32]);
-    let mut options = PackOptions::new("test");
-    options.frame_size = 1 << 20;
+    let options = PackOptions {
+        frame_size: 1 << 20,
+        ..PackOptions::default()
+    };
     let mut data = Vec::new();
-    let manifest = pack(&mut &raw[..], &mut data, &options, &mut |_| ()).unwrap();
+    let packed = pack(&mut &raw[..], &mut data, &options, &mut |_| ()).unwrap();
+    let facts = Facts {
+        os: "test".into(),
+        ..Facts::default()
+    };
+    let manifest = packed.into_manifest(facts).unwrap();
     Sealed {
         id: manifest.id(),
         key: key.public().to_hex(),

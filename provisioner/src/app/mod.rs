@@ -127,14 +127,13 @@ impl App {
         let directory = Directory::default();
         directory.replace(store.machine_snapshot().await?);
         let tokens = Arc::new(Tokens::new(store.clone(), recorder.clone()));
-        let signing_key = image::signing_key(&state_dir.join("image-key.pem"))?;
-        let images = Arc::new(
-            image::Catalog::open(store.clone(), state_dir.join("images"), signing_key).await?,
-        );
         let proof = Arc::new(image::proof::Policy::load(
             &settings.images,
             state_dir.join("tuf"),
         )?);
+        let keys = image::Keyring::open(&state_dir.join("image-key.pem"))?;
+        let images =
+            Arc::new(image::Catalog::open(store.clone(), state_dir.join("images"), keys).await?);
         let bmc = Arc::new(bmc::BmcPool::new());
         let engine = Engine::new(EngineDeps {
             store: store.clone(),

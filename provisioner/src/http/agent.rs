@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anneal_image::PublicKey;
 use anneal_protocol::agent::{
     EnrollRequest, EnrollResponse, Next, NextRequest, Report, ReportAck, StepResult,
 };
@@ -148,10 +149,11 @@ async fn enroll(
         )
         .await
         .map_err(|error| ApiError::internal(&error))?;
+    let image_keys = shared.images.public_keys();
     Ok(Json(EnrollResponse {
         certificate,
         ca: shared.pki.ca_pem().to_owned(),
-        image_key: shared.images.public_key_hex(),
+        image_keys: image_keys.iter().map(PublicKey::to_hex).collect(),
         run: identity.run,
     }))
 }

@@ -57,22 +57,27 @@ impl Folder {
         Some(self.path.join(hex).join(name)).filter(|path| path.is_file())
     }
 
-    /// Whether the image `id` is here and its manifest is signed by `key`.
-    pub fn holds(&self, id: &str, key: &PublicKey) -> bool {
+    /// Whether the image `id` is here and its manifest is signed by one of `keys`.
+    pub fn holds(&self, id: &str, keys: &[PublicKey]) -> bool {
         let Some(manifest) = self.file(id, MANIFEST) else {
             return false;
         };
         let signed =
-            std::fs::read(manifest).is_ok_and(|json| SignedManifest::open(&json, key, id).is_ok());
+            std::fs::read(manifest).is_ok_and(|json| SignedManifest::open(&json, keys, id).is_ok());
         signed && self.file(id, DATA).is_some()
+    }
+
+    /// A folder that is not an image; dropping it removes it, or the next start does.
+    pub fn scratch(&self) -> Result<TempDir, ImageError> {
+        tempfile::Builder::new()
+            .prefix(DRAFT)
+            .tempdir_in(&self.path)
+            .map_err(failed("creating a folder in", &self.path))
     }
 
     /// Begins a new image.
     pub fn draft(&self) -> Result<Draft, ImageError> {
-        let dir = tempfile::Builder::new()
-            .prefix(DRAFT)
-            .tempdir_in(&self.path)
-            .map_err(failed("creating a folder in", &self.path))?;
+        let dir = self.scratch()?;
         let path = dir.path().join(DATA);
         let file = File::create(&path).map_err(failed("creating", &path))?;
         Ok(Draft {
@@ -186,14 +191,14 @@ impl Sealed {
     }
 
     /// Gives it its name. When the folder holds the same image already, that one stays.
-    pub fn publish(self, key: &PublicKey) -> Result<(), ImageError> {
+    pub fn publish(self, keys: &[PublicKey]) -> Result<(), ImageError> {
         let id = self.manifest.id();
-        if self.folder.holds(&id, key) {
+        if self.folder.holds(&id, keys) {
             return Ok(());
         }
         let target = self.folder.path(&id);
         if target.exists() {
-            // Signed by an earlier key, or damaged by hand.
+            // Signed by a key that is lost, or damaged by hand.
             let name = id.trim_start_matches("blake3:");
             self.folder.remove(name)?;
         }

@@ -1,18 +1,15 @@
-//! From what an operator has to a sealed image: which format is it, and is it whole?
+//! From what an operator has to a raw disk: which format is it, and did it come whole?
 
 use std::io::{self, Cursor, Read};
 
-use anneal_image::{Manifest, PackError, PackOptions, pack};
+use anneal_image::PackError;
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
 use super::ImageError;
-use super::folder::Draft;
 
 /// How much of the source is looked at to tell its format.
 const PEEK: usize = 8;
-/// How much of the raw disk is looked at for a partition table: two sectors of 4096 bytes.
-const TABLE: usize = 8192;
 
 /// Formats that are recognised in order to refuse them with advice.
 const OTHERS: &[(&[u8], &str, &str)] = &[
@@ -53,13 +50,8 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
     ),
 ];
 
-/// Packs the source into the draft.
-pub fn seal(
-    mut reader: impl Read + Send,
-    os: &str,
-    draft: &mut Draft,
-    progress: &mut dyn FnMut(u64),
-) -> Result<Manifest, ImageError> {
+/// The raw disk in a source.
+pub fn open<'r>(mut reader: impl Read + 'r) -> Result<Box<dyn Read + 'r>, ImageError> {
     let mut peek = Vec::with_capacity(PEEK);
     let reading = |source| ImageError::Pack(PackError::Read { at: 0, source });
     reader
@@ -72,57 +64,17 @@ pub fn seal(
     }
     let is_zstd = is_zstd(&peek);
     let whole = Read::chain(Cursor::new(peek), reader);
-    let raw: Box<dyn Read + '_> = if is_zstd {
+    Ok(if is_zstd {
         Box::new(zstd::stream::read::Decoder::new(whole).map_err(reading)?)
     } else {
         Box::new(whole)
-    };
-    let mut raw = Head {
-        inner: raw,
-        head: Vec::with_capacity(TABLE),
-    };
-    let manifest = pack(&mut raw, draft.data(), &PackOptions::new(os), progress)?;
-    match table_end(&raw.head) {
-        Some(needed) if needed > manifest.size() => Err(ImageError::CutShort {
-            found: manifest.size(),
-            needed,
-        }),
-        _ => Ok(manifest),
-    }
+    })
 }
 
 /// A zstd frame, or a skippable frame before one (RFC 8878, sections 3.1.1 and 3.1.2).
 fn is_zstd(peek: &[u8]) -> bool {
     peek.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
         || (peek.len() >= 4 && peek[0] & 0xf0 == 0x50 && peek[1..4] == [0x2a, 0x4d, 0x18])
-}
-
-/// How many bytes a disk that begins like this has, by its GPT: the backup header is in the
-/// last sector (UEFI 2.10, section 5.3.2). None without a GPT.
-fn table_end(head: &[u8]) -> Option<u64> {
-    for sector in [512_usize, 4096] {
-        let header = head.get(sector..sector + 92)?;
-        if header.starts_with(b"EFI PART") {
-            let backup = u64::from_le_bytes(header[32..40].try_into().ok()?);
-            return backup.checked_add(1)?.checked_mul(sector as u64);
-        }
-    }
-    None
-}
-
-/// Remembers the beginning of what passes.
-struct Head<'r> {
-    inner: Box<dyn Read + 'r>,
-    head: Vec<u8>,
-}
-
-impl Read for Head<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let wanted = (TABLE - self.head.len()).min(count);
-        self.head.extend_from_slice(&buffer[..wanted]);
-        Ok(count)
-    }
 }
 
 /// A pipe from an HTTP body to the thread that packs it. The reader's end of file comes only
@@ -189,20 +141,6 @@ impl Read for BodyReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn knows_how_long_a_gpt_disk_is() {
-        for sector in [512_usize, 4096] {
-            let mut head = vec![0; TABLE];
-            head[sector..sector + 8].copy_from_slice(b"EFI PART");
-            head[sector + 32..sector + 40].copy_from_slice(&999_u64.to_le_bytes());
-            assert_eq!(table_end(&head), Some(1000 * sector as u64));
-            head[sector + 32..sector + 40].copy_from_slice(&u64::MAX.to_le_bytes());
-            assert_eq!(table_end(&head), None);
-        }
-        assert_eq!(table_end(&[0; TABLE]), None);
-        assert_eq!(table_end(&[0; 100]), None);
-    }
 
     #[test]
     fn an_interrupted_body_is_not_an_end_of_file() {

@@ -14,50 +14,22 @@ mod folder;
 mod ingest;
 mod key;
 pub mod proof;
+mod record;
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
-use anneal_image::{Manifest, PackError, PublicKey, SigningKey};
-use anneal_protocol::time::Millis;
+use anneal_image::{Facts, ManifestError, PackError, PackOptions, PublicKey, pack};
+use tempfile::TempDir;
 use tokio::sync::Mutex;
 
-use crate::clock::now;
 use crate::store::{Store, StoreError};
 
-use folder::Folder;
+use folder::{Folder, Sealed};
 pub use ingest::{BodyReader, BodySender, body};
-pub use key::signing_key;
-
-/// An image under one of its names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageRecord {
-    /// Digest of the canonical manifest, `blake3:` + hex.
-    pub id: String,
-    /// Name.
-    pub name: String,
-    /// Version.
-    pub version: String,
-    /// Family of the operating system: which templates may configure it.
-    pub os: String,
-    /// Bytes of the raw disk.
-    pub size: u64,
-    /// Bytes of `data.zst`.
-    pub stored: u64,
-    /// SHA-256 of the raw disk, hex.
-    pub sha256: String,
-    /// When this name was added.
-    pub added_at: Millis,
-}
-
-impl ImageRecord {
-    /// `name@version`.
-    #[must_use]
-    pub fn reference(&self) -> String {
-        format!("{}@{}", self.name, self.version)
-    }
-}
+pub use key::Keyring;
+pub use record::{Findings, ImageRecord, SealRequest, parse_reference};
 
 /// Why the catalog did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +55,11 @@ pub enum ImageError {
         "image {0} exists with other content: images do not change, choose another version or remove it first"
     )]
     Exists(String),
+    /// The name stands for the same disk, sealed with other facts.
+    #[error(
+        "image {0} exists with the same disk but other facts (os, proof or mutable partitions): images do not change, choose another version or remove it first"
+    )]
+    ExistsOtherwise(String),
     /// Somebody needs it.
     #[error("image {reference} is in use by {by}")]
     InUse {
@@ -109,6 +86,9 @@ pub enum ImageError {
         /// Bytes that the table covers.
         needed: u64,
     },
+    /// A partition that may change is not there.
+    #[error("{0}")]
+    Partition(String),
     /// The source could not be packed.
     #[error("the image was not added")]
     Pack(#[from] PackError),
@@ -133,7 +113,7 @@ pub enum ImageError {
 pub struct Catalog {
     store: Store,
     folder: Folder,
-    key: SigningKey,
+    keys: RwLock<Keyring>,
     /// Held while folders and rows change together, so that a removal cannot take the folder
     /// that an addition has just found to exist.
     changing: Arc<Mutex<()>>,
@@ -144,38 +124,48 @@ impl Catalog {
     ///
     /// # Errors
     /// When the folder or the database cannot be used.
-    pub async fn open(store: Store, dir: PathBuf, key: SigningKey) -> anyhow::Result<Self> {
+    pub async fn open(store: Store, dir: PathBuf, keys: Keyring) -> anyhow::Result<Self> {
         let folder = Folder::open(dir)?;
         folder.sweep_unfinished()?;
         let catalog = Self {
             store,
             folder,
-            key,
+            keys: RwLock::new(keys),
             changing: Arc::default(),
         };
         catalog.sweep_orphans().await?;
-        let public = catalog.key.public();
+        let keys = catalog.public_keys();
         for image in catalog.list().await? {
-            if !catalog.folder.holds(&image.id, &public) {
+            if !catalog.folder.holds(&image.id, &keys) {
                 tracing::warn!(
                     image = image.reference(),
-                    "image has no data or is not signed by this daemon's key: remove it and add it again"
+                    "image has no data or is not signed by a key of this daemon: remove it and add it again"
                 );
             }
         }
         Ok(catalog)
     }
 
-    /// The key that agents verify manifests with.
+    /// The keys that agents verify manifests with: the one that signs now, then those before it
+    /// that are still valid.
     #[must_use]
-    pub fn public_key(&self) -> PublicKey {
-        self.key.public()
+    pub fn public_keys(&self) -> Vec<PublicKey> {
+        self.keyring().public()
     }
 
-    /// The same in hex, as it travels to agents.
-    #[must_use]
-    pub fn public_key_hex(&self) -> String {
-        self.key.public().to_hex()
+    fn keyring(&self) -> Keyring {
+        let keys = self.keys.read();
+        keys.unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// A folder for whoever prepares an image: in the store, so that moving is cheap and space is
+    /// accounted for there. Dropping it removes it; after a crash the next start does.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<TempDir, ImageError> {
+        self.folder.scratch()
     }
 
     /// The signed manifest of an image, if there is one of that id.
@@ -219,45 +209,109 @@ impl Catalog {
     }
 
     /// Seals what comes out of `reader` (a raw disk, or one compressed with zstd) and gives it a
-    /// name. Adding the same content under the same name again changes nothing. `progress` is
-    /// told how many raw bytes are packed. Until this returns, nothing is in the catalog; when it
-    /// fails or is dropped, nothing stays on disk (at the latest after the next start).
+    /// name, unproven. See [`Catalog::seal`].
     ///
     /// # Errors
-    /// When the source is not acceptable, the name is taken, or disk or database fail.
+    /// As [`Catalog::seal`].
     pub async fn add(
         &self,
         name: &str,
         version: &str,
         os: &str,
         reader: impl Read + Send + 'static,
-        mut progress: impl FnMut(u64) + Send + 'static,
+        progress: impl FnMut(u64) + Send + 'static,
     ) -> Result<ImageRecord, ImageError> {
-        let reference = format!("{name}@{version}");
-        parse_reference(&reference)?;
-        check_os(os)?;
-        let (folder, key, os) = (self.folder.clone(), self.key.clone(), os.to_owned());
-        let draft = blocking(move || {
+        let request = SealRequest {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            os: Some(os.to_owned()),
+            ..SealRequest::default()
+        };
+        let open = move || ingest::open(reader);
+        let finish = || Ok::<_, ImageError>(Findings::default());
+        self.seal_opened(request, open, finish, progress).await
+    }
+
+    /// Seals the raw disk that comes out of `reader` and gives it a name. `finish` is called once
+    /// the reader has come to its end, and before anything becomes visible: it says what is known
+    /// only then, or refuses. `progress` is told how many raw bytes are packed. Adding the same
+    /// content with the same facts under the same name again changes nothing.
+    ///
+    /// Until this returns, nothing is in the catalog; when it fails or is dropped, nothing stays
+    /// on disk (at the latest after the next start).
+    ///
+    /// # Errors
+    /// When the source is not acceptable, `finish` refuses, the name is taken, or disk or
+    /// database fail.
+    pub async fn seal<E>(
+        &self,
+        request: SealRequest,
+        reader: impl Read + Send + 'static,
+        finish: impl FnOnce() -> Result<Findings, E> + Send + 'static,
+        progress: impl FnMut(u64) + Send + 'static,
+    ) -> Result<ImageRecord, ImageError>
+    where
+        ImageError: From<E>,
+    {
+        self.seal_opened(request, move || Ok(reader), finish, progress)
+            .await
+    }
+
+    async fn seal_opened<R: Read, E>(
+        &self,
+        request: SealRequest,
+        open: impl FnOnce() -> Result<R, ImageError> + Send + 'static,
+        finish: impl FnOnce() -> Result<Findings, E> + Send + 'static,
+        mut progress: impl FnMut(u64) + Send + 'static,
+    ) -> Result<ImageRecord, ImageError>
+    where
+        ImageError: From<E>,
+    {
+        request.check()?;
+        let (folder, keys) = (self.folder.clone(), self.keyring());
+        let (sealed, request) = blocking(move || {
             let mut draft = folder.draft()?;
-            let manifest = ingest::seal(reader, &os, &mut draft, &mut progress)?;
-            draft.finish(manifest, &key)
+            let mut reader = open()?;
+            let options = PackOptions::default();
+            let packed = pack(&mut reader, draft.data(), &options, &mut progress)?;
+            if let Some(needed) = packed.table_end().filter(|&end| end > packed.size()) {
+                let found = packed.size();
+                return Err(ImageError::CutShort { found, needed });
+            }
+            let facts = facts(&request, finish()?)?;
+            let manifest = packed.into_manifest(facts)?;
+            Ok((draft.finish(manifest, keys.signing())?, request))
         })
         .await?;
+        self.publish(sealed, request).await
+    }
 
-        let image = record(draft.manifest(), name, version);
+    /// Makes a sealed image visible under its name.
+    async fn publish(
+        &self,
+        sealed: Sealed,
+        request: SealRequest,
+    ) -> Result<ImageRecord, ImageError> {
+        let mut image = ImageRecord::new(sealed.manifest(), &request.name, &request.version);
+        image.mirrors = request.mirrors;
         let _changing = self.changing.clone().lock_owned().await;
-        let holder = self.store.image(name, version).await?;
-        if holder.is_some_and(|holder| holder.id != image.id) {
-            return Err(ImageError::Exists(reference));
+        let holder = self.store.image(&image.name, &image.version).await?;
+        if let Some(holder) = holder.filter(|holder| holder.id != image.id) {
+            return Err(match holder.sha256 == image.sha256 {
+                true => ImageError::ExistsOtherwise(image.reference()),
+                false => ImageError::Exists(image.reference()),
+            });
         }
-        let public = self.key.public();
-        blocking(move || draft.publish(&public)).await?;
+        let keys = self.public_keys();
+        blocking(move || sealed.publish(&keys)).await?;
         if let Err(error) = self.store.add_image(&image).await {
             self.sweep_orphans().await?;
             return Err(error);
         }
-        tracing::info!(image = reference, id = image.id, "image added");
-        Ok(image)
+        tracing::info!(image = image.reference(), id = image.id, "image added");
+        // What was there before stays: an earlier pin, earlier mirrors.
+        let stored = self.store.image(&image.name, &image.version).await?;
+        stored.ok_or_else(|| ImageError::NotFound(image.reference()))
     }
 
     /// Takes a name away, and the data with the last name.
@@ -283,16 +337,26 @@ impl Catalog {
     }
 }
 
-fn record(manifest: &Manifest, name: &str, version: &str) -> ImageRecord {
-    ImageRecord {
-        id: manifest.id(),
-        name: name.to_owned(),
-        version: version.to_owned(),
-        os: manifest.os().to_owned(),
-        size: manifest.size(),
-        stored: manifest.data_size(),
-        sha256: manifest.sha256(),
-        added_at: now(),
+fn facts(request: &SealRequest, findings: Findings) -> Result<Facts, ImageError> {
+    let os = request.os.clone().or(findings.os).ok_or_else(|| {
+        ImageError::Invalid(
+            "the disk does not say what operating system it has: give it with --os".to_owned(),
+        )
+    })?;
+    Ok(Facts {
+        os,
+        os_version: request.os_version.clone().or(findings.os_version),
+        mutable: request.mutable.clone(),
+        proof: findings.proof,
+    })
+}
+
+impl From<ManifestError> for ImageError {
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::Mutable(text) => Self::Partition(text),
+            error => Self::Invalid(error.to_string()),
+        }
     }
 }
 
@@ -307,39 +371,6 @@ async fn blocking<T: Send + 'static>(
             Err(error) => Err(ImageError::Invalid(format!("stopped: {error}"))),
         },
     }
-}
-
-/// Splits `name@version` and checks both.
-///
-/// # Errors
-/// When it is not of that form.
-pub fn parse_reference(reference: &str) -> Result<(&str, &str), ImageError> {
-    let word = |text: &str, also: &str| {
-        !text.is_empty()
-            && text.len() <= 63
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || also.contains(c))
-    };
-    reference
-        .split_once('@')
-        .filter(|(name, version)| word(name, "._-") && word(version, "._-+~"))
-        .ok_or_else(|| {
-            ImageError::Invalid(format!(
-                "image {reference:?} is not name@version: letters, digits, dots and hyphens, as in debian@12.9"
-            ))
-        })
-}
-
-fn check_os(os: &str) -> Result<(), ImageError> {
-    let word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-    if os.is_empty() || os.len() > 32 || !os.bytes().all(word) {
-        return Err(ImageError::Invalid(format!(
-            "os {os:?} is not the name of a family such as debian: 1 to 32 lower-case letters, digits and hyphens"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -21,13 +21,16 @@ impl Lab {
         Self { dir, store }
     }
 
+    fn keys(&self) -> Keyring {
+        Keyring::open(&self.dir.path().join("image-key.pem")).unwrap()
+    }
+
     fn images(&self) -> PathBuf {
         self.dir.path().join("images")
     }
 
     async fn catalog(&self) -> Catalog {
-        let key = signing_key(&self.dir.path().join("image-key.pem")).unwrap();
-        Catalog::open(self.store.clone(), self.images(), key)
+        Catalog::open(self.store.clone(), self.images(), self.keys())
             .await
             .unwrap()
     }
@@ -76,7 +79,7 @@ async fn an_added_image_is_sealed_and_found() {
     assert_eq!(lab.folders(), [hex_of(&added)]);
 
     let json = std::fs::read(catalog.manifest_path(&added.id).unwrap()).unwrap();
-    let manifest = SignedManifest::open(&json, &catalog.public_key(), &added.id).unwrap();
+    let manifest = SignedManifest::open(&json, &catalog.public_keys(), &added.id).unwrap();
     let data = std::fs::File::open(catalog.data_path(&added.id).unwrap()).unwrap();
     assert_eq!(data.metadata().unwrap().len(), added.stored);
     verify_store(data, &manifest, &mut |_| {}).unwrap();
@@ -242,15 +245,20 @@ async fn the_next_start_cleans_up_after_a_crash() {
 async fn dying_at_any_step_of_an_addition_is_harmless() {
     for published in [false, true] {
         let lab = Lab::new().await;
-        let key = signing_key(&lab.dir.path().join("image-key.pem")).unwrap();
+        let keys = lab.keys();
         drop(lab.catalog().await);
         let folder = Folder::open(lab.images()).unwrap();
         let mut draft = folder.draft().unwrap();
-        let manifest =
-            ingest::seal(io::Cursor::new(disk(1)), "debian", &mut draft, &mut |_| {}).unwrap();
-        let sealed = draft.finish(manifest, &key).unwrap();
+        let options = PackOptions::default();
+        let packed = pack(&mut &disk(1)[..], draft.data(), &options, &mut |_| {}).unwrap();
+        let facts = Facts {
+            os: "debian".into(),
+            ..Facts::default()
+        };
+        let manifest = packed.into_manifest(facts).unwrap();
+        let sealed = draft.finish(manifest, keys.signing()).unwrap();
         if published {
-            sealed.publish(&key.public()).unwrap();
+            sealed.publish(&keys.public()).unwrap();
         } else {
             // A killed process drops nothing.
             std::mem::forget(sealed);
@@ -316,7 +324,7 @@ async fn an_image_of_an_earlier_key_is_sealed_again() {
     let catalog = lab.catalog().await;
     let open = || {
         let json = std::fs::read(catalog.manifest_path(&image.id).unwrap()).unwrap();
-        SignedManifest::open(&json, &catalog.public_key(), &image.id)
+        SignedManifest::open(&json, &catalog.public_keys(), &image.id)
     };
     assert!(open().is_err());
     add(&catalog, "debian@1", disk(1)).await.unwrap();

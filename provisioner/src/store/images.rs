@@ -9,8 +9,11 @@ use sqlx::{Row, Sqlite, Transaction};
 use super::{Result, Store, StoreError, during};
 use crate::image::{ImageError, ImageRecord};
 
-const COLUMNS: &str = "SELECT i.id, i.size, i.stored, i.sha256, i.os, n.name, n.version, \
-     n.added_at FROM image_names n JOIN images i ON i.id = n.image";
+const COLUMNS: &str = "SELECT i.id, i.size, i.stored, i.sha256, i.os, i.os_version, i.proof, \
+     n.name, n.version, n.pinned, n.added_at, \
+     (SELECT json_group_array(url) FROM (SELECT url FROM image_mirrors m \
+         WHERE m.image = i.id ORDER BY m.added_at, m.url)) AS mirrors \
+     FROM image_names n JOIN images i ON i.id = n.image";
 
 impl Store {
     /// Adds a name for an image (and the image). Adding the same again changes nothing.
@@ -19,16 +22,20 @@ impl Store {
     /// When the name stands for another image or the database fails.
     pub async fn add_image(&self, image: &ImageRecord) -> std::result::Result<(), ImageError> {
         const DOING: &str = "storing an image";
+        let proof = image.proof.as_ref().map(serde_json::to_string);
+        let proof = proof.transpose().map_err(corrupt)?;
         let mut tx = self.begin().await?;
         sqlx::query(
-            "INSERT INTO images (id, size, stored, sha256, os, added_at) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO NOTHING",
+            "INSERT INTO images (id, size, stored, sha256, os, os_version, proof, added_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING",
         )
         .bind(&image.id)
         .bind(signed(image.size))
         .bind(signed(image.stored))
         .bind(&image.sha256)
         .bind(&image.os)
+        .bind(&image.os_version)
+        .bind(proof)
         .bind(image.added_at.0)
         .execute(&mut *tx)
         .await
@@ -48,6 +55,9 @@ impl Store {
         if holder != image.id {
             return Err(ImageError::Exists(image.reference()));
         }
+        for url in &image.mirrors {
+            insert_mirror(&mut tx, &image.id, url, image.added_at).await?;
+        }
         Ok(tx.commit().await.map_err(during(DOING))?)
     }
 
@@ -63,8 +73,10 @@ impl Store {
             .bind(version)
             .fetch_optional(&self.reader)
             .await
-            .map(|row| row.as_ref().map(image_row))
-            .map_err(during("reading an image"))
+            .map_err(during("reading an image"))?
+            .as_ref()
+            .map(image_row)
+            .transpose()
     }
 
     /// Every name, sorted.
@@ -76,8 +88,10 @@ impl Store {
         sqlx::query(sqlx::AssertSqlSafe(query))
             .fetch_all(&self.reader)
             .await
-            .map(|rows| rows.iter().map(image_row).collect())
-            .map_err(during("listing images"))
+            .map_err(during("listing images"))?
+            .iter()
+            .map(image_row)
+            .collect()
     }
 
     /// Ids of all images.
@@ -115,6 +129,7 @@ impl Store {
             .map_err(during(DOING))?
             .as_ref()
             .map(image_row)
+            .transpose()?
             .ok_or_else(|| ImageError::NotFound(reference.clone()))?;
         let in_use = |by: String| ImageError::InUse {
             reference: reference.clone(),
@@ -166,6 +181,25 @@ impl Store {
     }
 }
 
+async fn insert_mirror(
+    tx: &mut Transaction<'static, Sqlite>,
+    image: &str,
+    url: &str,
+    at: Millis,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO image_mirrors (image, url, added_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (image, url) DO NOTHING",
+    )
+    .bind(image)
+    .bind(url)
+    .bind(at.0)
+    .execute(&mut **tx)
+    .await
+    .map(drop)
+    .map_err(during("storing an image's mirror"))
+}
+
 async fn execute(
     tx: &mut Transaction<'static, Sqlite>,
     query: &'static str,
@@ -187,15 +221,31 @@ fn signed(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-fn image_row(row: &SqliteRow) -> ImageRecord {
-    ImageRecord {
+fn corrupt(source: serde_json::Error) -> StoreError {
+    StoreError::Corrupt {
+        what: "image",
+        source,
+    }
+}
+
+fn image_row(row: &SqliteRow) -> Result<ImageRecord> {
+    let proof: Option<String> = row.get("proof");
+    let mirrors: String = row.get("mirrors");
+    Ok(ImageRecord {
         id: row.get("id"),
         name: row.get("name"),
         version: row.get("version"),
         os: row.get("os"),
+        os_version: row.get("os_version"),
         size: row.get::<i64, _>("size").unsigned_abs(),
         stored: row.get::<i64, _>("stored").unsigned_abs(),
         sha256: row.get("sha256"),
+        proof: proof
+            .map(|json| serde_json::from_str(&json))
+            .transpose()
+            .map_err(corrupt)?,
+        pinned: row.get("pinned"),
+        mirrors: serde_json::from_str(&mirrors).map_err(corrupt)?,
         added_at: Millis(row.get("added_at")),
-    }
+    })
 }

@@ -109,7 +109,8 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn view(image: ImageRecord) -> ImageView {
+/// An image as the API shows it.
+pub(crate) fn view(image: ImageRecord) -> ImageView {
     ImageView {
         name: image.reference(),
         id: image.id,
@@ -117,6 +118,10 @@ fn view(image: ImageRecord) -> ImageView {
         stored: image.stored,
         sha256: image.sha256,
         os: image.os,
+        os_version: image.os_version,
+        proof: image.proof.as_ref().map(image::proof::view),
+        pinned: image.pinned,
+        mirrors: image.mirrors,
         added_at: rfc3339(image.added_at),
     }
 }
@@ -127,7 +132,10 @@ impl From<ImageError> for ApiError {
         match error {
             ImageError::Invalid(_) => Self::invalid("image-name-invalid", detail),
             ImageError::NotFound(_) => Self::not_found("image-not-found", detail),
-            ImageError::Exists(_) => Self::conflict("image-exists", detail),
+            ImageError::Exists(_) | ImageError::ExistsOtherwise(_) => {
+                Self::conflict("image-exists", detail)
+            }
+            ImageError::Partition(_) => Self::invalid("partition-unknown", detail),
             ImageError::InUse { .. } => Self::conflict("image-in-use", detail),
             ImageError::Unsupported { .. } => Self::invalid("image-format", detail),
             ImageError::CutShort { .. } => Self::invalid("image-cut-short", detail),
