@@ -98,7 +98,7 @@ async fn session(options: Arc<Options>, boot: &Boot) -> anyhow::Result<Departure
 }
 
 /// Trades the boot token for a certificate.
-async fn enroll(boot: &Boot, boot_id: &str) -> anyhow::Result<(Client, String, String)> {
+async fn enroll(boot: &Boot, boot_id: &str) -> anyhow::Result<(Client, Vec<String>, String)> {
     let identity = Identity::generate(&boot.machine)?;
     let request = EnrollRequest {
         token: boot.token.clone(),
