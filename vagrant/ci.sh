@@ -103,7 +103,7 @@ boot_from Pxe
 
 if [ -x "$anneal" ] && [ -e "$netboot/vmlinuz" ]; then
   "$anneal" serve --interface anneal0 --state-dir "$work/anneal" --netboot-dir "$netboot" \
-    >"$work/anneal.log" 2>&1 &
+    --password-dir . >"$work/anneal.log" 2>&1 &
   export ANNEAL_CONTEXT=$work/anneal/admin.context.json
   applied() { "$anneal" apply -f machines.yaml >"$work/apply.log" 2>&1; }
   wait_for 60 'anneal to take the inventory' applied

@@ -67,6 +67,42 @@ async fn nothing_but_boot_health_and_metrics_answers_without_a_key() {
 }
 
 #[tokio::test]
+async fn an_inventory_cannot_name_any_file_of_the_host() {
+    let daemon = Daemon::start().await;
+    let body = json!({"name": "op", "role": "operator"});
+    let (_, key) = daemon.post("/api/v1/api-keys", body).await;
+    let operator = daemon.client(key["key"].as_str());
+    let apply = async |file: &str| {
+        let bmc = format!(
+            "disk: {{ hints: {{ serial: DISK2 }} }}\n    bmc: {{ url: \"redfish+https://10.77.0.9\", username: root, password: {{ file: {file} }} }}\n"
+        );
+        let text = INVENTORY.replace("disk: { hints: { serial: \"DISK2\" } }\n", &bmc);
+        let request = operator.post(daemon.url("/api/v1/inventory?dry_run=false"));
+        let request = request.header("x-file-name", "rack.yaml").body(text);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    };
+    let ca_key = daemon.state_path().join("state/pki/ca-key.pem");
+    for file in ["/etc/shadow", ca_key.to_str().unwrap()] {
+        let (status, problem): (u16, Value) = apply(file).await;
+        assert_eq!(
+            (status, problem["code"].as_str()),
+            (422, Some("inventory-invalid"))
+        );
+        let told = problem["detail"].as_str().unwrap();
+        let wanted = format!("`bmc.password.file`: {file} is not in a directory for passwords");
+        assert!(
+            told.starts_with("rack.yaml:13:") && told.contains(&wanted),
+            "{told}"
+        );
+    }
+    let allowed = daemon.state_path().join("passwords/r1n2");
+    let (status, _): (u16, Value) = apply(allowed.to_str().unwrap()).await;
+    assert_eq!(status, 200);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn roles_are_kept() {
     let daemon = Daemon::start().await;
     let (status, key) = daemon

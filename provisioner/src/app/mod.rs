@@ -59,6 +59,8 @@ pub struct SharedParts {
     pub images: Arc<image::Catalog>,
     /// What proof images must come with.
     pub proof: Arc<image::proof::Policy>,
+    /// Where BMC passwords may be read from.
+    pub passwords: bmc::PasswordDirs,
     /// Who owns which MAC.
     pub directory: Directory,
     /// Held while the inventory and [`Self::directory`] change together.
@@ -134,7 +136,8 @@ impl App {
         let keys = image::Keyring::open(&state_dir.join("image-key.pem"))?;
         let images =
             Arc::new(image::Catalog::open(store.clone(), state_dir.join("images"), keys).await?);
-        let bmc = Arc::new(bmc::BmcPool::new());
+        let passwords = bmc::PasswordDirs::new(settings.password_dirs.clone());
+        let bmc = Arc::new(bmc::BmcPool::new(passwords.clone()));
         let engine = Engine::new(EngineDeps {
             store: store.clone(),
             recorder: recorder.clone(),
@@ -180,6 +183,7 @@ impl App {
             engine,
             images,
             proof,
+            passwords,
             directory: directory.clone(),
             inventory: tokio::sync::Mutex::new(()),
             metrics: Metrics::new(),

@@ -5,8 +5,10 @@
 //!
 //! Not here: Redfish (crate `anneal-bmc`), and when to switch what (`workflow`).
 
+mod password;
 mod pool;
 
+pub use password::{PasswordDirs, PasswordError};
 pub use pool::BmcPool;
 
 use std::fmt::Debug;

@@ -5,20 +5,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anneal_bmc::{BootTarget, Client, Credentials, Endpoint, Error, Timing};
-use tokio::io::AsyncReadExt;
-use zeroize::Zeroizing;
 
+use super::password::{PasswordDirs, PasswordError};
 use super::{BmcControl, BmcFailure, BmcFuture, BootDevice, PowerAction, PowerState};
 use crate::machine::Bmc;
-
-/// Longest password file that is read, bytes.
-const LONGEST_PASSWORD: u64 = 4096;
 
 /// Talks to every BMC of the inventory, to each one request at a time.
 #[derive(Debug, Default)]
 pub struct BmcPool {
     slots: Mutex<HashMap<String, Arc<Slot>>>,
-    timing: Timing,
+    passwords: PasswordDirs,
 }
 
 /// The queue of one BMC: who holds the lock talks to it.
@@ -35,32 +31,18 @@ struct Held {
 /// Why an operation did not happen, before it is told to the engine.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("cannot read the password from {}; create the file, readable for the daemon", path.display())]
-    Password {
-        path: std::path::PathBuf,
-        source: std::io::Error,
-    },
-    #[error("password file {} is {problem}", path.display())]
-    BadPassword {
-        path: std::path::PathBuf,
-        problem: &'static str,
-    },
+    #[error(transparent)]
+    Password(#[from] PasswordError),
     #[error(transparent)]
     Bmc(#[from] Error),
 }
 
 impl BmcPool {
-    /// A pool with timing that suits slow BMCs.
+    /// A pool with timing that suits slow BMCs, which reads passwords from these directories.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// A pool with other timing.
-    #[must_use]
-    pub fn with_timing(timing: Timing) -> Self {
+    pub fn new(passwords: PasswordDirs) -> Self {
         Self {
-            timing,
+            passwords,
             ..Self::default()
         }
     }
@@ -92,16 +74,16 @@ impl BmcPool {
         held: &'a mut Option<Held>,
     ) -> Result<&'a mut Client, Failure> {
         let endpoint = Endpoint::parse(&bmc.url, bmc.tls_sha256.as_deref())?;
-        let credentials = Credentials::new(bmc.username.as_str(), password(bmc).await?);
+        let password = self.passwords.read(&bmc.password_file).await?;
+        let credentials = Credentials::new(bmc.username.as_str(), password);
         let stale =
             held.take_if(|held| held.endpoint != endpoint || held.credentials != credentials);
         if let Some(mut stale) = stale {
             stale.client.logout().await;
         }
         if held.is_none() {
-            let timing = self.timing.clone();
             *held = Some(Held {
-                client: Client::new(endpoint.clone(), credentials.clone(), timing)?,
+                client: Client::new(endpoint.clone(), credentials.clone(), Timing::default())?,
                 endpoint,
                 credentials,
             });
@@ -151,34 +133,6 @@ impl BmcControl for BmcPool {
             done.await.map_err(|failure| told(bmc, &failure))
         })
     }
-}
-
-/// Reads the password at the moment it is needed, so that a rotated one counts at once. One line;
-/// the line break at its end is not part of it.
-async fn password(bmc: &Bmc) -> Result<Zeroizing<String>, Failure> {
-    let path = &bmc.password_file;
-    let unreadable = |source| Failure::Password {
-        path: path.clone(),
-        source,
-    };
-    let bad = |problem| Failure::BadPassword {
-        path: path.clone(),
-        problem,
-    };
-    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(256));
-    let mut limited = file.take(LONGEST_PASSWORD);
-    limited.read_to_end(&mut bytes).await.map_err(unreadable)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| bad("not text"))?;
-    let password = text.strip_suffix('\n').unwrap_or(text);
-    let password = password.strip_suffix('\r').unwrap_or(password);
-    if password.is_empty() {
-        return Err(bad("empty"));
-    }
-    if password.contains(['\n', '\r', '\0']) {
-        return Err(bad("not a single line"));
-    }
-    Ok(Zeroizing::new(password.to_owned()))
 }
 
 /// The whole chain in one message, for events and for `machine show`.
@@ -238,7 +192,14 @@ impl From<BootDevice> for BootTarget {
 mod tests {
     use std::path::Path;
 
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+
+    /// A pool that reads passwords from the directory of `file`.
+    fn pool(file: &Path) -> BmcPool {
+        BmcPool::new(PasswordDirs::new(vec![file.parent().unwrap().to_owned()]))
+    }
 
     fn bmc(url: &str, password_file: &Path) -> Bmc {
         Bmc {
@@ -253,7 +214,7 @@ mod tests {
     async fn names_the_password_file_that_is_missing_or_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let missing = bmc("redfish+http://127.0.0.1:1", &dir.path().join("r1n1"));
-        let failure = BmcPool::new().power_state(&missing).await.unwrap_err();
+        let failure = pool(&missing.password_file).power_state(&missing).await.unwrap_err();
         assert!(!failure.retryable);
         let path = missing.password_file.display();
         assert!(
@@ -267,24 +228,8 @@ mod tests {
             ("a\nb\n", "not a single line"),
         ] {
             std::fs::write(&missing.password_file, contents).unwrap();
-            let failure = BmcPool::new().power_state(&missing).await.unwrap_err();
+            let failure = pool(&missing.password_file).power_state(&missing).await.unwrap_err();
             assert!(failure.message.contains(problem), "{failure}");
-        }
-    }
-
-    #[tokio::test]
-    async fn takes_a_password_without_its_line_break() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("password");
-        for (contents, want) in [
-            ("pw", "pw"),
-            ("pw\n", "pw"),
-            ("pw\r\n", "pw"),
-            (" p w \n", " p w "),
-        ] {
-            std::fs::write(&file, contents).unwrap();
-            let got = password(&bmc("redfish+http://h", &file)).await.unwrap();
-            assert_eq!(got.as_str(), want);
         }
     }
 
@@ -292,7 +237,7 @@ mod tests {
     async fn refuses_ipmi_and_never_repeats_a_password() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "pw").unwrap();
-        let pool = BmcPool::new();
+        let pool = pool(file.path());
         let ipmi = pool.power_state(&bmc("ipmi://10.0.0.1", file.path())).await;
         assert!(ipmi.unwrap_err().message.contains("IPMI is not supported"));
         let leaky = bmc("redfish+https://root:hunter2@10.0.0.1", file.path());
@@ -349,7 +294,7 @@ mod tests {
         let server = tokio::spawn(slow_bmc(listener, seen.clone()));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "pw").unwrap();
-        let (pool, bmc) = (BmcPool::new(), bmc(&url, file.path()));
+        let (pool, bmc) = (pool(file.path()), bmc(&url, file.path()));
         let states = (0..8).map(|_| pool.power_state(&bmc));
         for state in futures_util::future::join_all(states).await {
             assert_eq!(state.unwrap(), PowerState::On);

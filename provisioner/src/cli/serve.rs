@@ -35,6 +35,9 @@ pub struct Args {
     /// Boot programs, kernel and initramfs, made by `make netboot`
     #[arg(long, value_name = "DIR")]
     netboot_dir: Option<String>,
+    /// Directory that BMC passwords may be read from; may be repeated [default: /etc/anneal/secrets and `secrets` in the state directory]
+    #[arg(long = "password-dir", value_name = "DIR")]
+    password_dirs: Vec<String>,
     /// Addresses for machines that have none in the inventory [default: none]
     #[arg(long, value_name = "FIRST-LAST")]
     dhcp_pool: Option<String>,
@@ -82,6 +85,7 @@ fn flags(args: Args) -> Flags {
         address: args.address,
         state_dir: args.state_dir,
         netboot_dir: args.netboot_dir,
+        password_dirs: args.password_dirs,
         dhcp_pool: args.dhcp_pool,
         boot_port: args.boot_port,
         tls_port: args.tls_port,

@@ -68,6 +68,26 @@ impl Inventory {
         }
         Ok(())
     }
+
+    /// Refuses password files that the daemon may not read, as `check` says.
+    ///
+    /// # Errors
+    /// The first such path, with its place and the reason.
+    pub fn check_password_files<E: std::fmt::Display>(
+        &self,
+        check: impl Fn(&std::path::Path) -> Result<(), E>,
+    ) -> Result<(), YamlError> {
+        self.require_absolute_paths()?;
+        for described in &self.machines {
+            if let (Some(bmc), Some(place)) = (&described.machine.bmc, described.password_at) {
+                check(&bmc.password_file).map_err(|refusal| {
+                    let told = format!("`bmc.password.file`: {refusal}");
+                    YamlError::at(&self.file, place, told)
+                })?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Labels that anneal itself gives a meaning, with the values they take.

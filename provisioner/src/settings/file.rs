@@ -13,6 +13,7 @@ pub(super) struct SettingsFile {
     pub netboot_dir: Option<Spanned<String>>,
     pub workflows_dir: Option<Spanned<String>>,
     pub templates_dir: Option<Spanned<String>>,
+    pub password_dirs: Option<Spanned<Vec<Spanned<String>>>>,
     pub interface: Option<Spanned<String>>,
     pub address: Option<Spanned<String>>,
     pub boot_port: Option<Spanned<String>>,

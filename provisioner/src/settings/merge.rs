@@ -17,6 +17,8 @@ use crate::yaml::{self, Spanned};
 
 const STATE_DIR: &str = "/var/lib/anneal";
 const SYSTEM_NETBOOT_DIR: &str = "/usr/share/anneal/netboot";
+/// Directory for BMC passwords beside `secrets` in the state directory.
+const PASSWORD_DIR: &str = "/etc/anneal/secrets";
 const BOOT_PORT: u16 = 8080;
 const TLS_PORT: u16 = 8443;
 const LEASE: Duration = Duration::from_secs(3600);
@@ -168,9 +170,11 @@ impl Merge<'_> {
         let path = |flag, given: Option<&String>, raw: Option<Spanned<String>>| {
             self.pick(flag, given, raw.as_ref()).map(Given::path)
         };
+        let state_dir = path("--state-dir", flags.state_dir.as_ref(), raw.state_dir)
+            .unwrap_or_else(|| STATE_DIR.into());
         Ok(Settings {
-            state_dir: path("--state-dir", flags.state_dir.as_ref(), raw.state_dir)
-                .unwrap_or_else(|| STATE_DIR.into()),
+            password_dirs: self.password_dirs(raw.password_dirs, &state_dir)?,
+            state_dir,
             netboot_dir: path("--netboot-dir", flags.netboot_dir.as_ref(), raw.netboot_dir)
                 .unwrap_or_else(|| self.installed_netboot_dir()),
             workflows_dir: path("", None, raw.workflows_dir),
@@ -196,6 +200,31 @@ impl Merge<'_> {
             require_proof: raw.require_proof.unwrap_or(true),
             trusted_keys: raw.trusted_keys.iter().map(path).collect(),
         }
+    }
+
+    /// The flags' directories, or else the file's, or else the usual ones.
+    fn password_dirs(
+        &self,
+        raw: Option<Spanned<Vec<Spanned<String>>>>,
+        state_dir: &Path,
+    ) -> Result<Vec<PathBuf>, SettingsError> {
+        let given = &self.flags.password_dirs;
+        if !given.is_empty() {
+            let dir = |dir| self.host.working_dir.join(dir);
+            return Ok(given.iter().map(dir).collect());
+        }
+        let Some(raw) = raw else {
+            return Ok(vec![PASSWORD_DIR.into(), state_dir.join("secrets")]);
+        };
+        let mut dirs = Vec::new();
+        for value in &raw.value {
+            let given = self.in_file(value);
+            if given.text.is_empty() {
+                return Err(given.refuse("expected a directory"));
+            }
+            dirs.push(given.path());
+        }
+        Ok(dirs)
     }
 
     fn dhcp(&self, raw: DhcpFile, own: Cidr) -> Result<Option<DhcpSettings>, SettingsError> {

@@ -105,6 +105,10 @@ fn tells_each_mistake_of_the_file_with_its_place() {
             "address: 10.77.0.1\n",
             "1:10: \"10.77.0.1\" is not an address with its prefix length: expected 10.77.0.11/24",
         ),
+        (
+            "password_dirs: [ a, \"\" ]\n",
+            "1:21: expected a directory",
+        ),
         ("tftp: yes\n", "1:7: expected `true` or `false`"),
         (
             "agent_silence: 45\n",
@@ -156,6 +160,26 @@ fn tells_each_mistake_of_the_file_with_its_place() {
             format!("/etc/anneal/anneal.yaml:{told}")
         );
     }
+}
+
+#[test]
+fn password_directories_follow_the_state_directory_the_file_and_the_flag() {
+    let dirs = |text: &str, flags: &Flags| {
+        let file = Path::new("/etc/anneal/anneal.yaml");
+        let settings = merge(Some((text, file)), flags, &host()).unwrap();
+        settings.password_dirs
+    };
+    let none = Flags::default();
+    let usual = ["/etc/anneal/secrets", "/srv/state/secrets"].map(PathBuf::from);
+    assert_eq!(dirs("state_dir: /srv/state\n", &none), usual);
+    let text = "password_dirs: [ pw, /run/secrets ]\n";
+    let written = ["/etc/anneal/pw", "/run/secrets"].map(PathBuf::from);
+    assert_eq!(dirs(text, &none), written);
+    let flags = Flags {
+        password_dirs: vec!["lab".to_owned()],
+        ..Flags::default()
+    };
+    assert_eq!(dirs(text, &flags), [PathBuf::from("/home/op/lab")]);
 }
 
 #[test]
@@ -231,6 +255,7 @@ fn the_reference_file_tells_the_defaults() {
         "netboot_dir",
         "workflows_dir",
         "templates_dir",
+        "password_dirs",
         "interface",
         "address",
         "boot_port",

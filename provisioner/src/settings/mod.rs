@@ -32,6 +32,8 @@ pub struct Flags {
     pub state_dir: Option<String>,
     /// `--netboot-dir`
     pub netboot_dir: Option<String>,
+    /// `--password-dir`, as often as it was given
+    pub password_dirs: Vec<String>,
     /// `--dhcp-pool`
     pub dhcp_pool: Option<String>,
     /// `--boot-port`
@@ -106,6 +108,8 @@ pub struct Settings {
     pub workflows_dir: Option<PathBuf>,
     /// Same, for templates.
     pub templates_dir: Option<PathBuf>,
+    /// Directories that BMC passwords are read from; nothing outside is.
+    pub password_dirs: Vec<PathBuf>,
     /// Interface that machines are on.
     pub interface: String,
     /// Our address on it.

@@ -64,6 +64,7 @@ pub fn settings(state: &Path) -> Settings {
     Settings {
         state_dir: state.join("state"),
         netboot_dir: netboot,
+        password_dirs: vec![state.join("passwords")],
         workflows_dir: None,
         templates_dir: None,
         interface: "lo".to_owned(),
@@ -169,6 +170,10 @@ impl Daemon {
         let ended = tokio::time::timeout(Duration::from_secs(30), self.task).await;
         ended.expect("the daemon stops in time").unwrap().ok();
         self.state
+    }
+
+    pub fn state_path(&self) -> &Path {
+        self.state.path()
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -52,7 +52,11 @@ impl Stage {
             netboot: paths.netboot.clone(),
             state: work.join("state"),
             log: paths::logs(work)?.join("daemon.log"),
-            more: Vec::new(),
+            // The lab's inventory has its BMC password beside it.
+            more: vec![
+                "--password-dir".to_owned(),
+                paths.root.join("hardware").to_string_lossy().into_owned(),
+            ],
         })?;
         println!("$ anneal image add {IMAGE} {}", shown(paths, &paths.image));
         daemon.add_image(IMAGE, &paths.image, IMAGE_OS)?;

@@ -100,6 +100,9 @@ pub async fn apply(
     })?;
     let inventory = file::parse(&text, &file_name(&headers, "inventory.yaml"))
         .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;
+    inventory
+        .check_password_files(|path| shared.passwords.check(path))
+        .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;
     let changing = shared.inventory.lock().await;
     let changes = shared
         .store
