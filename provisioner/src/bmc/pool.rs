@@ -214,7 +214,10 @@ mod tests {
     async fn names_the_password_file_that_is_missing_or_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let missing = bmc("redfish+http://127.0.0.1:1", &dir.path().join("r1n1"));
-        let failure = pool(&missing.password_file).power_state(&missing).await.unwrap_err();
+        let failure = pool(&missing.password_file)
+            .power_state(&missing)
+            .await
+            .unwrap_err();
         assert!(!failure.retryable);
         let path = missing.password_file.display();
         assert!(
@@ -228,7 +231,10 @@ mod tests {
             ("a\nb\n", "not a single line"),
         ] {
             std::fs::write(&missing.password_file, contents).unwrap();
-            let failure = pool(&missing.password_file).power_state(&missing).await.unwrap_err();
+            let failure = pool(&missing.password_file)
+                .power_state(&missing)
+                .await
+                .unwrap_err();
             assert!(failure.message.contains(problem), "{failure}");
         }
     }

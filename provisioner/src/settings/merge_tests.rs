@@ -105,10 +105,7 @@ fn tells_each_mistake_of_the_file_with_its_place() {
             "address: 10.77.0.1\n",
             "1:10: \"10.77.0.1\" is not an address with its prefix length: expected 10.77.0.11/24",
         ),
-        (
-            "password_dirs: [ a, \"\" ]\n",
-            "1:21: expected a directory",
-        ),
+        ("password_dirs: [ a, \"\" ]\n", "1:21: expected a directory"),
         ("tftp: yes\n", "1:7: expected `true` or `false`"),
         (
             "agent_silence: 45\n",

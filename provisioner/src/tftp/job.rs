@@ -16,11 +16,14 @@ use super::packet::{self, Options, Packet, code};
 use super::transfer::{End, Step, Transfer};
 use crate::boot::BootFiles;
 use crate::event::{Event, Recorder, kind};
-use crate::http::files::{CHUNK, Content};
+use crate::http::files::Content;
 use crate::machine::Directory;
 
 /// Longest packet that a client sends: a request fits 512 bytes (RFC 2347), some are longer.
 pub(super) const RECEIVE: usize = 2_048;
+/// How much of a file is read at once for a client that has answered, in bytes. Every transfer can
+/// hold that much.
+const AHEAD: usize = 128 << 10;
 /// Requests that wait while we are busy, in bytes: a rack that starts at once.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
@@ -143,9 +146,12 @@ impl Job {
         last: u64,
     ) -> io::Result<()> {
         let mut packet = Vec::new();
+        // Until something came back, the address may be forged: one block is read, no more. (With
+        // options nothing is: the OACK goes first.)
+        let ahead = if transfer.has_answered() { AHEAD } else { 0 };
         for number in first..=last {
             let (offset, length) = transfer.block(number);
-            let bytes = self.reader.read(offset, length).await?;
+            let bytes = self.reader.read(offset, length, ahead).await?;
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "block numbers wrap (RFC 1350)"
@@ -181,7 +187,8 @@ impl Job {
             "windowsize": self.options.windowsize.unwrap_or(1),
             "repeated_blocks": transfer.repeated(),
         }));
-        if machine.is_none() {
+        if machine.is_none() || !transfer.has_answered() {
+            event.machine = machine;
             self.shared.recorder.record_stranger(event);
             return;
         }
@@ -206,7 +213,9 @@ impl Reader {
         }
     }
 
-    async fn read(&mut self, offset: u64, length: usize) -> io::Result<Bytes> {
+    /// `length` bytes from `offset`; what is missing is read with what follows it, `ahead` bytes
+    /// in all.
+    async fn read(&mut self, offset: u64, length: usize, ahead: usize) -> io::Result<Bytes> {
         let within = |reader: &Self| {
             let from = usize::try_from(offset.checked_sub(reader.start)?).ok()?;
             let to = from.checked_add(length)?;
@@ -216,7 +225,8 @@ impl Reader {
             return Ok(bytes);
         }
         let left = self.content.len().saturating_sub(offset);
-        let piece = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
+        let wish = ahead.max(length);
+        let piece = usize::try_from(left).map_or(wish, |left| left.min(wish));
         self.piece = self.content.read(offset, piece).await?;
         self.start = offset;
         within(self).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
@@ -243,4 +253,31 @@ pub(super) fn open(address: SocketAddr) -> io::Result<UdpSocket> {
     }
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_is_held_than_was_asked_to_be_read() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        file.write_all(&bytes).unwrap();
+        let mut reader = Reader::new(Content::Disk {
+            file: Arc::new(file),
+            len: bytes.len() as u64,
+        });
+        let got = reader.read(0, 512, 0).await.unwrap();
+        assert_eq!((&got[..], reader.piece.len()), (&bytes[..512], 512));
+        let got = reader.read(512, 512, AHEAD).await.unwrap();
+        assert_eq!((&got[..], reader.piece.len()), (&bytes[512..1024], AHEAD));
+        // The next block comes from the same piece; the last one ends with the file.
+        reader.read(1024, 512, AHEAD).await.unwrap();
+        assert_eq!(reader.start, 512);
+        let got = reader.read(3_999_900, 100, AHEAD).await.unwrap();
+        assert_eq!((&got[..], reader.piece.len()), (&bytes[3_999_900..], 100));
+    }
 }

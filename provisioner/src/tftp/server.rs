@@ -30,13 +30,19 @@ const HEADERS_V6: u32 = 40 + 8 + 4;
 /// What fits everywhere, in bytes.
 const ETHERNET_MTU: u32 = 1_500;
 
-/// What one server does at once. Requests beyond it are not answered: firmware repeats them.
+/// What one server does at once. A request beyond it takes the place of the oldest transfer whose
+/// client has not answered yet; if every client has, it is left alone: firmware repeats it.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Transfers to one address.
     pub per_client: usize,
     /// Transfers in total; each needs a socket.
     pub total: usize,
+    /// Transfers to one address that nothing came back from yet. Real clients answer at once;
+    /// requests with forged addresses are never answered.
+    pub unanswered_per_client: usize,
+    /// Transfers in total that nothing came back from yet.
+    pub unanswered: usize,
     /// A transfer that takes longer is ended, however lively.
     pub longest: Duration,
 }
@@ -46,6 +52,8 @@ impl Default for Limits {
         Self {
             per_client: 16,
             total: 512,
+            unanswered_per_client: 8,
+            unanswered: 256,
             longest: Duration::from_secs(30 * 60),
         }
     }
@@ -68,6 +76,12 @@ struct Active {
     answered: Arc<AtomicBool>,
     again: Arc<Notify>,
     stop: CancellationToken,
+}
+
+impl Active {
+    fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
 }
 
 impl Server {
@@ -199,7 +213,7 @@ impl Requests {
             return Some(packet::error(code::NOT_FOUND, "file not found"));
         };
         let content = blob.content.clone();
-        if self.repeats(client, &request) || self.full(client) {
+        if self.repeats(client, &request) || !self.make_room(client) {
             return None;
         }
         self.begin(client, request, content);
@@ -212,7 +226,7 @@ impl Requests {
         let Some(active) = self.active.get(&client) else {
             return false;
         };
-        if active.request == *request && !active.answered.load(Ordering::Relaxed) {
+        if active.request == *request && !active.is_answered() {
             active.again.notify_one();
             return true;
         }
@@ -221,17 +235,50 @@ impl Requests {
         false
     }
 
-    fn full(&self, client: SocketAddr) -> bool {
-        let of_client = self
-            .active
-            .keys()
-            .filter(|other| other.ip() == client.ip())
-            .count();
-        let full = self.tasks.len() >= self.limits.total || of_client >= self.limits.per_client;
-        if full {
+    /// Whether there is a place for one more transfer to `client`; unanswered ones give way.
+    fn make_room(&mut self, client: SocketAddr) -> bool {
+        let of_client = |other: &SocketAddr| other.ip() == client.ip();
+        let anybody = |_: &SocketAddr| true;
+        let limits = self.limits;
+        let (all, unanswered) = self.count(of_client);
+        let crowded = all >= limits.per_client || unanswered >= limits.unanswered_per_client;
+        let mut room = !crowded || self.evict(of_client);
+        if room {
+            let (all, unanswered) = self.count(anybody);
+            let crowded = all >= limits.total || unanswered >= limits.unanswered;
+            // Evicted transfers need a moment to end; they must not pile up either.
+            room = (!crowded || self.evict(anybody)) && self.tasks.len() < 2 * limits.total;
+        }
+        if !room {
             tracing::debug!(%client, "too many TFTP transfers, request left unanswered");
         }
-        full
+        room
+    }
+
+    /// How many transfers there are to the clients that are meant, and how many of them are
+    /// unanswered.
+    fn count(&self, meant: impl Fn(&SocketAddr) -> bool) -> (usize, usize) {
+        let meant = self.active.iter().filter(|(client, _)| meant(client));
+        meant.fold((0, 0), |(all, unanswered), (_, active)| {
+            (all + 1, unanswered + usize::from(!active.is_answered()))
+        })
+    }
+
+    /// Ends the oldest unanswered transfer to the clients that are meant, if there is one.
+    fn evict(&mut self, meant: impl Fn(&SocketAddr) -> bool) -> bool {
+        let unanswered = self
+            .active
+            .iter()
+            .filter(|(client, active)| meant(client) && !active.is_answered());
+        let oldest = unanswered.min_by_key(|(_, active)| active.serial);
+        let Some(client) = oldest.map(|(client, _)| *client) else {
+            return false;
+        };
+        tracing::debug!(%client, "an unanswered TFTP transfer makes room");
+        if let Some(active) = self.active.remove(&client) {
+            active.stop.cancel();
+        }
+        true
     }
 
     fn begin(&mut self, client: SocketAddr, request: Request, content: Content) {
@@ -256,7 +303,7 @@ impl Requests {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = cancelled.cancelled() => {
-                    tracing::debug!(%client, "TFTP client started over");
+                    tracing::debug!(%client, "TFTP transfer cut off");
                 }
                 () = job.carry_out(local) => {}
             }

@@ -1,5 +1,9 @@
 //! tftp-hpa, atftp and curl as TFTP clients.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
 use provisioner::event::kind;
 use serde_json::json;
 
@@ -147,5 +151,84 @@ async fn curl_fetches_by_tftp() {
     )
     .await;
     assert!(ran.output.contains("68"), "{}", ran.output);
+    rack.stop().await;
+}
+
+/// A read request; with `windowsize` the server answers with an OACK, without it with data.
+fn read_request(file: &str, windowsize: bool) -> Vec<u8> {
+    let options: &[u8] = if windowsize {
+        b"windowsize\x0064\0"
+    } else {
+        b""
+    };
+    [b"\0\x01", file.as_bytes(), b"\0octet\0", options].concat()
+}
+
+/// Requests from addresses that never answer, as forged ones do, until stopped; a new address
+/// each time, and now and then from the address of our machine.
+async fn forge(server: std::net::SocketAddr, sent: Arc<AtomicU32>) {
+    loop {
+        let n = sent.fetch_add(1, Ordering::Relaxed);
+        let [_, b, c, d] = n.to_be_bytes();
+        let from = match n % 64 {
+            0 => [127, 0, 0, 1],
+            _ => [127, b + 1, c, d.max(1)],
+        };
+        let socket = tokio::net::UdpSocket::bind((std::net::IpAddr::from(from), 0))
+            .await
+            .unwrap();
+        let request = read_request("big", n.is_multiple_of(2));
+        socket.send_to(&request, server).await.unwrap();
+        if n.is_multiple_of(8) {
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_requests_do_not_shut_out_real_clients() {
+    let mut rack = Rack::on_loopback(vec![("big", noise(3_000_000))]).await;
+    let port = rack.tftp.port().to_string();
+    let sent = Arc::new(AtomicU32::new(0));
+    let flood = tokio::spawn(forge(rack.tftp, sent.clone()));
+    // More than there are places, before the first real client comes.
+    let full = async {
+        while sent.load(Ordering::Relaxed) < 2_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(super::rack::PATIENCE, full)
+        .await
+        .unwrap();
+    let to = rack.path("fetched");
+    let to = to.to_str().unwrap();
+    let hpa: &[&str] = &["-m", "octet", "127.0.0.1", &port, "-c", "get", "big", to];
+    let atftp: &[&str] = &[
+        "--option",
+        "blksize 1468",
+        "--option",
+        "windowsize 8",
+        "-g",
+        "-r",
+        "big",
+        "-l",
+        to,
+        "127.0.0.1",
+        &port,
+    ];
+    for (package, program, args) in [("tftp-hpa", "tftp", hpa), ("atftp", "atftp", atftp)] {
+        let ran = run(package, program, args).await;
+        assert!(!flood.is_finished(), "the flood ended early");
+        assert!(ran.ok, "{program}: {}", ran.output);
+        assert!(std::fs::read(to).unwrap() == noise(3_000_000), "{program}");
+        std::fs::remove_file(to).unwrap();
+        loop {
+            let event = rack.event(kind::TFTP).await;
+            if event.data["outcome"] == json!("complete") {
+                break;
+            }
+        }
+    }
+    flood.abort();
     rack.stop().await;
 }
