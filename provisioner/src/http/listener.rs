@@ -1,7 +1,8 @@
 //! Accept loops: plain and TLS, each connection a joined task.
 //!
 //! Owns: TLS handshakes (in the connection's task, bounded in time, so that a silent client
-//! holds nobody up), who the peer is, and draining at stop.
+//! holds nobody up), how long a peer may take for each part, who the peer is, and draining at
+//! stop.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,16 +14,35 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::stall::{Arriving, Watched};
 use crate::pki::{AgentIdentity, agent_identity};
 
-/// A client that has not finished its handshake or request head by then is cut off.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
+/// How long a client may take for what only it can do; then its connection is closed.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For the TLS handshake, and for the whole head of a request: also for its first byte, so a
+    /// connection without a request is not kept longer.
+    pub head: Duration,
+    /// Without taking a byte of an answer that waits to be sent, or sending one of a body that we
+    /// wait for. Time in which nobody has anything to say does not count.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(20),
+            stall: Duration::from_secs(90),
+        }
+    }
+}
+
 /// How long open requests may take after the daemon was asked to stop.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Connections at once on one listener.
@@ -75,6 +95,7 @@ pub struct Peer {
 pub struct Listener {
     socket: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
+    patience: Patience,
 }
 
 impl Listener {
@@ -104,7 +125,15 @@ impl Listener {
         Ok(Self {
             socket,
             tls: tls.map(Arc::new),
+            patience: Patience::default(),
         })
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Where it listens; the real port when bound to port 0.
@@ -136,8 +165,8 @@ impl Listener {
                         continue;
                     };
                     let served = connection(
-                        stream,
-                        address,
+                        Watched::new(stream, self.patience.stall),
+                        (address, self.patience),
                         acceptor.clone(),
                         router.clone(),
                         stop.clone(),
@@ -165,29 +194,18 @@ impl Listener {
 }
 
 async fn connection(
-    stream: TcpStream,
-    address: SocketAddr,
+    stream: Watched,
+    (address, patience): (SocketAddr, Patience),
     acceptor: Option<TlsAcceptor>,
     router: Router,
     stop: CancellationToken,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%address, %error, "setting TCP_NODELAY failed");
-    }
     let Some(acceptor) = acceptor else {
-        serve(
-            stream,
-            Peer {
-                address,
-                agent: None,
-            },
-            router,
-            stop,
-        )
-        .await;
+        let agent = None;
+        serve(stream, Peer { address, agent }, patience, router, stop).await;
         return;
     };
-    let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream));
+    let handshake = tokio::time::timeout(patience.head, acceptor.accept(stream));
     let stream = tokio::select! {
         () = stop.cancelled() => return,
         done = handshake => match done {
@@ -203,11 +221,16 @@ async fn connection(
     let agent = certificates
         .and_then(|chain| chain.first())
         .and_then(agent_identity);
-    serve(stream, Peer { address, agent }, router, stop).await;
+    serve(stream, Peer { address, agent }, patience, router, stop).await;
 }
 
-async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
-where
+async fn serve<S>(
+    stream: S,
+    peer: Peer,
+    patience: Patience,
+    router: Router,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let address = peer.address;
@@ -216,13 +239,15 @@ where
         request
     });
     let service = TowerToHyperService::new(service.map_request(
-        |request: hyper::Request<hyper::body::Incoming>| request.map(axum::body::Body::new),
+        move |request: hyper::Request<hyper::body::Incoming>| {
+            request.map(|body| axum::body::Body::new(Arriving::new(body, patience.stall)))
+        },
     ));
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_LIMIT);
+        .header_read_timeout(patience.head);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -234,5 +259,139 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!(%address, %error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::routing::{get, post};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    const SHORT: Patience = Patience {
+        head: Duration::from_millis(1500),
+        stall: Duration::from_millis(1500),
+    };
+    /// Far longer than [`SHORT`], for what must happen at last.
+    const BOUND: Duration = Duration::from_secs(60);
+
+    /// An answer that is being made.
+    struct Answer(Arc<AtomicUsize>);
+
+    impl Drop for Answer {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A listener with little patience, and how many endless answers are being made.
+    async fn serve_short() -> (SocketAddr, Arc<AtomicUsize>, tokio_util::sync::DropGuard) {
+        let alive = Arc::new(AtomicUsize::new(0));
+        let count = alive.clone();
+        let endless = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            let answer = Answer(count.clone());
+            async move {
+                let pieces = futures_util::stream::repeat_with(move || {
+                    let _ = &answer;
+                    Ok::<_, std::io::Error>(axum::body::Bytes::from(vec![0; 1 << 16]))
+                });
+                axum::body::Body::from_stream(pieces)
+            }
+        };
+        let late = || async {
+            tokio::time::sleep(3 * SHORT.stall).await;
+            "late"
+        };
+        let router = Router::new()
+            .route("/endless", get(endless))
+            .route("/late", get(late))
+            .route("/body", post(|body: String| async { body }));
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)
+            .await
+            .unwrap();
+        let listener = listener.with_patience(SHORT);
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(listener.run(router, stop.clone()));
+        (address, alive, stop.drop_guard())
+    }
+
+    async fn ask(address: SocketAddr, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// What comes until the other side closes the connection, or breaks it.
+    async fn until_closed(mut stream: TcpStream) -> String {
+        let mut bytes = Vec::new();
+        let reading = tokio::time::timeout(BOUND, stream.read_to_end(&mut bytes));
+        let _ = reading.await.expect("the connection stays open");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_is_cut_off_and_who_takes_little_is_not() {
+        let (address, alive, _stop) = serve_short().await;
+        let request = "GET /endless HTTP/1.1\r\nhost: x\r\n\r\n";
+        let idle = ask(address, request).await;
+        let mut slow = ask(address, request).await;
+        let answers = || alive.load(Ordering::SeqCst);
+        let mut bytes = vec![0; 1 << 20];
+        let both = async {
+            while answers() < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // One takes a little now and then, the other nothing at all.
+            while answers() == 2 {
+                slow.read_exact(&mut bytes)
+                    .await
+                    .expect("cut off while reading");
+                tokio::time::sleep(SHORT.stall / 60).await;
+            }
+        };
+        tokio::time::timeout(BOUND, both)
+            .await
+            .expect("the silent reader is kept");
+        slow.read_exact(&mut bytes)
+            .await
+            .expect("cut off while reading");
+        assert_eq!(answers(), 1);
+        drop(idle);
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_take_its_time_and_the_next_request_may_not() {
+        let (address, _, _stop) = serve_short().await;
+        let stream = ask(address, "GET /late HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        // Kept alive after the answer, and closed when no other request comes.
+        let told = until_closed(stream).await;
+        assert!(
+            told.starts_with("HTTP/1.1 200") && told.ends_with("late"),
+            "{told}"
+        );
+        for half in ["", "GET /late HTTP/1.1\r\nhost:"] {
+            let told = until_closed(ask(address, half).await).await;
+            assert!(!told.contains("200"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_must_go_on() {
+        let (address, _, _stop) = serve_short().await;
+        let head = "POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n";
+        let told = until_closed(ask(address, &format!("{head}12345")).await).await;
+        assert!(told.starts_with("HTTP/1.1 400"), "{told}");
+        let mut stream = ask(address, head).await;
+        for byte in b"1234567890" {
+            tokio::time::sleep(SHORT.stall / 6).await;
+            stream.write_all(&[*byte]).await.unwrap();
+        }
+        assert!(until_closed(stream).await.ends_with("1234567890"));
     }
 }

@@ -9,3 +9,4 @@ pub mod files;
 pub mod listener;
 pub mod node;
 pub mod problem;
+mod stall;

@@ -1,0 +1,172 @@
+//! Peers that stop in the middle: connections that take nothing more, bodies that do not go on.
+//!
+//! Owns: the limit on how long a peer may make no progress at all. Progress is any byte, so a slow
+//! link is never cut, and waiting for something to say (long polls, event streams) is no stall:
+//! only bytes that are ready and not taken, or announced and not sent, count.
+//!
+//! Not here: how many connections there may be, and how long a request's head may take
+//! (`listener`).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Bytes that the kernel may hold of a connection beyond those on their way, so that progress is
+/// seen in small pieces and a peer that reads nothing costs little memory.
+const UNSENT: u32 = 128 << 10;
+
+/// When nothing has moved for a while.
+#[derive(Debug)]
+struct Stall {
+    limit: Duration,
+    since: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    fn new(limit: Duration) -> Self {
+        Self { limit, since: None }
+    }
+
+    /// Passes on what a poll said; an error when it has been pending for longer than the limit.
+    fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<T>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(value) = polled {
+            self.since = None;
+            return Poll::Ready(Ok(value));
+        }
+        let limit = self.limit;
+        let since = self.since.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(since.as_mut().poll(context));
+        // Whoever polls again all the same gets another chance, not a panic.
+        since.as_mut().reset(Instant::now() + limit);
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the peer makes no progress",
+        )))
+    }
+}
+
+/// A connection whose peer must take what it is sent.
+#[derive(Debug)]
+pub(super) struct Watched {
+    stream: TcpStream,
+    write: Stall,
+}
+
+impl Watched {
+    /// Watches a connection; `limit` is how long the peer may take not a single byte.
+    pub(super) fn new(stream: TcpStream, limit: Duration) -> Self {
+        let socket = socket2::SockRef::from(&stream);
+        // What the kernel cannot do, our own timer does later.
+        let set = socket
+            .set_tcp_notsent_lowat(UNSENT)
+            .and_then(|()| socket.set_tcp_user_timeout(Some(limit)))
+            .and_then(|()| socket.set_tcp_nodelay(true));
+        if let Err(error) = set {
+            tracing::debug!(%error, "setting TCP options failed");
+        }
+        Self {
+            stream,
+            write: Stall::new(limit),
+        }
+    }
+
+    fn write<T>(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let this = self.get_mut();
+        let polled = poll(Pin::new(&mut this.stream), context);
+        this.write.watch(context, polled).map(|done| done.flatten())
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.write(context, |stream, context| stream.poll_write(context, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.write(context, |stream, context| {
+            stream.poll_write_vectored(context, bytes)
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+/// The body of a request, whose sender must go on with it while somebody waits for it.
+pub(super) struct Arriving {
+    body: hyper::body::Incoming,
+    stall: Stall,
+}
+
+impl Arriving {
+    /// Watches a body; `limit` is how long nothing of it may come.
+    pub(super) fn new(body: hyper::body::Incoming, limit: Duration) -> Self {
+        Self {
+            body,
+            stall: Stall::new(limit),
+        }
+    }
+}
+
+impl Body for Arriving {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(context);
+        Poll::Ready(match ready!(this.stall.watch(context, polled)) {
+            Ok(frame) => frame.map(|frame| frame.map_err(Into::into)),
+            Err(stalled) => Some(Err(stalled.into())),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
