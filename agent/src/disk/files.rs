@@ -7,12 +7,12 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anneal_protocol::agent::{
     AgentAction, FailureCode, PartitionRef, StepFailure, WriteFileResult,
 };
-use anneal_protocol::disk::DiskSelector;
 use base64::Engine as _;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
@@ -22,7 +22,7 @@ use rustix::mount::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{choose, partition};
+use super::{Chosen, choose, partition};
 use crate::boot;
 use crate::cmdline::Options;
 use crate::step::{fail, fail_for_now};
@@ -70,14 +70,23 @@ pub fn write(options: &Options, action: &AgentAction) -> Result<WriteFileResult,
         mode: permissions(mode)?,
         owner: (Uid::from_raw(*uid), Gid::from_raw(*gid)),
     };
-    let (name, root) = mount(options, disk, partition, Access::Write)?;
+    write_on(&choose(options, disk)?, partition, path, &new)
+}
+
+fn write_on(
+    chosen: &Chosen,
+    partition: &PartitionRef,
+    path: &str,
+    new: &NewFile,
+) -> Result<WriteFileResult, StepFailure> {
+    let (name, root) = mount(chosen, partition, Access::Write)?;
     let failed = |e: io::Error| {
         fail(
             FailureCode::FileSystem,
             format!("cannot write {path} on {name}: {e}"),
         )
     };
-    put(&root, &new).map_err(failed)?;
+    put(&root, new).map_err(failed)?;
     // The mount's own descriptor only names it; flushing needs an open directory.
     make_directories(&root, &[])
         .and_then(|top| Ok(rustix::fs::syncfs(&top)?))
@@ -110,7 +119,7 @@ pub fn load_kernel(options: &Options, action: &AgentAction) -> Result<(), StepFa
     else {
         return Err(fail(FailureCode::Internal, "not a kexec order"));
     };
-    let (name, root) = mount(options, disk, partition, Access::Read)?;
+    let (name, root) = mount(&choose(options, disk)?, partition, Access::Read)?;
     let open = |path: &str| {
         let path = components(path)?.join("/");
         rustix::fs::openat2(
@@ -141,16 +150,22 @@ enum Access {
     Write,
 }
 
-/// Mounts a partition; returns its name and the root directory. Unmounted when that is dropped.
+/// Mounts a partition of a disk that still is the one chosen; returns its name and the root
+/// directory. Unmounted when that is dropped.
 fn mount(
-    options: &Options,
-    disk: &DiskSelector,
+    chosen: &Chosen,
     wanted: &PartitionRef,
     access: Access,
 ) -> Result<(String, OwnedFd), StepFailure> {
-    let disk = choose(options, disk)?.disk;
-    let (partition, node) = partition::locate(&disk, wanted)?;
+    let (partition, node) = partition::locate(&chosen.disk, wanted)?;
     let name = file_name(&node);
+    // Names are given out anew when disks come and go; while it is open, this one keeps it.
+    let held = File::open(&node).map_err(|e| super::io_failure("open", &node, &e))?;
+    let disk = chosen.confirm()?.name;
+    if !is_part(&held, &disk, &name) {
+        let text = format!("{name} is not a partition of {disk} any more: nothing is written");
+        return Err(fail(FailureCode::DiskRefused, text));
+    }
     let kind = match partition.file_system.as_ref().map(|f| f.kind) {
         Some(kind @ ("vfat" | "ext4" | "xfs" | "btrfs")) => kind,
         Some(other) => {
@@ -189,6 +204,20 @@ fn attach(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Whether an open device is what the kernel calls partition `name` of `disk`.
+fn is_part(held: &File, disk: &str, name: &str) -> bool {
+    let Ok(number) = held.metadata().map(|m| m.rdev()) else {
+        return false;
+    };
+    let number = format!(
+        "{}:{}",
+        rustix::fs::major(number),
+        rustix::fs::minor(number)
+    );
+    std::fs::read_to_string(Path::new("/sys/block").join(disk).join(name).join("dev"))
+        .is_ok_and(|text| text.trim() == number)
 }
 
 fn file_name(node: &Path) -> String {
@@ -290,7 +319,10 @@ fn permissions(text: &str) -> Result<Mode, StepFailure> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    use anneal_protocol::disk::{DiskHints, DiskSelector};
 
     use super::*;
 
@@ -370,5 +402,75 @@ mod tests {
             );
         }
         assert_eq!(permissions("0640").unwrap(), Mode::from_raw_mode(0o640));
+    }
+
+    /// Runs a tool; a missing one fails the test with the name of its package.
+    fn tool(package: &str, line: &str) -> String {
+        let words: Vec<&str> = line.split(' ').collect();
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+        let ran = Command::new(words[0])
+            .args(&words[1..])
+            .env("PATH", path)
+            .output();
+        let ran = ran.unwrap_or_else(|e| panic!("{line}: {e}; install the package {package}"));
+        let told = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success(), "{line}: {told}");
+        String::from_utf8(ran.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A loop device; detached when dropped.
+    struct Loop(String);
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").args(["-d", &self.0]).status();
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_another_one_by_now_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("an-agent-files.img");
+        File::create(&file).unwrap().set_len(32 << 20).unwrap();
+        let shown = file.display().to_string();
+        tool("gdisk", &format!("sgdisk -n 1:2048:0 -c 1:root {shown}"));
+        tool(
+            "e2fsprogs",
+            &format!("mkfs.ext4 -q -E offset=1048576 {shown} 30M"),
+        );
+        let device = Loop(tool("mount", &format!("losetup --show -fP {shown}")));
+        let options = Options {
+            allow_loop: vec![PathBuf::from(&device.0)],
+            ..Options::default()
+        };
+        let selector = DiskSelector {
+            hints: DiskHints {
+                serial: Some("an-agent-files.img".into()),
+                ..DiskHints::default()
+            },
+            protected: Vec::new(),
+        };
+        let partition = PartitionRef {
+            label: Some("root".into()),
+            ..PartitionRef::default()
+        };
+        let new = new("/config", b"secret", 0o600);
+        let chosen = choose(&options, &selector).unwrap();
+        // The same name, but the disk behind it was another one when it was chosen.
+        let mut other = chosen.clone();
+        other.disk.info.serial = Some("another.img".into());
+        let before = std::fs::read(&file).unwrap();
+        let failure = write_on(&other, &partition, "/config", &new).unwrap_err();
+        assert_eq!(failure.code, FailureCode::DiskRefused, "{failure:?}");
+        assert!(
+            failure.message.contains("another.img when it was chosen"),
+            "{failure:?}"
+        );
+        assert!(
+            std::fs::read(&file).unwrap() == before,
+            "something was written"
+        );
+        let written = write_on(&chosen, &partition, "/config", &new).unwrap();
+        assert_eq!(written.bytes, 6);
     }
 }

@@ -247,12 +247,16 @@ fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
     if protective {
         let size = io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?;
         let backup = (size / sector).saturating_sub(1);
-        return match gpt(file, sector, 1) {
-            Ok(Some(partitions)) => Ok(partitions),
-            Ok(None) => Ok(gpt(file, sector, backup)?.unwrap_or_default()),
-            // Without a good backup it stays unknown what is on the disk.
-            Err(error) => gpt(file, sector, backup)?.ok_or(error),
+        // Without a good copy it stays unknown what is on the disk: that is not "nothing".
+        let error = match gpt(file, sector, 1) {
+            Ok(Some(partitions)) => return Ok(partitions),
+            Ok(None) => io::Error::new(
+                io::ErrorKind::InvalidData,
+                "both copies of its partition table (GPT) are damaged",
+            ),
+            Err(error) => error,
         };
+        return gpt(file, sector, backup)?.ok_or(error);
     }
     dos(file, sector, &mbr)
 }

@@ -169,6 +169,17 @@ fn a_damaged_primary_gpt_is_read_from_its_backup() {
     let disk = File::options().write(true).open(image.path()).unwrap();
     disk.write_all_at(&[0xff], 1024 + 40).unwrap();
     assert_eq!(image.read().len(), 4);
+    // The backup too: readable, but nobody can say what it held.
+    let backup_entries = 200 * MIB - 33 * 512;
+    disk.write_all_at(&[0xff], backup_entries + 40).unwrap();
+    let damaged = "both copies of its partition table (GPT) are damaged";
+    let told = labels(Path::new(&image.path()), 512).unwrap_err();
+    assert_eq!(told.to_string(), damaged);
+    // No header at all where the protective MBR promises one.
+    disk.write_all_at(&[0; 512], 512).unwrap();
+    disk.write_all_at(&[0; 512], 200 * MIB - 512).unwrap();
+    let told = labels(Path::new(&image.path()), 512).unwrap_err();
+    assert_eq!(told.to_string(), damaged);
     disk.write_all_at(&[0; 1024], 0).unwrap();
     assert_eq!(image.read(), []);
 }

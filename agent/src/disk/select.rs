@@ -170,8 +170,17 @@ fn protects(rule: &ProtectedDisk, disk: &DiskInfo) -> Option<String> {
     Some(if unknown.is_empty() {
         format!("protected by {by}")
     } else {
+        let labels = unknown.contains(&"labels");
         let unknown = unknown.join(" and ");
-        format!("may be the one protected by {by}: its {unknown} cannot be read")
+        let mut told = format!("may be the one protected by {by}: its {unknown} cannot be read");
+        if labels {
+            // Only a person can know what such a disk held.
+            told.push_str(
+                "; repair or clear its partition table, or protect the disk that is meant by \
+                 serial or wwn as well",
+            );
+        }
+        told
     })
 }
 
@@ -423,8 +432,11 @@ mod tests {
         let mut named = disk("sda", DiskType::Sata, 10, "A");
         named.wwn = Some("naa.5002538e40a3d5f1".into());
         let may_be = |by: &str, what: &str| {
+            let advice = "; repair or clear its partition table, or protect the disk that is \
+                          meant by serial or wwn as well";
+            let advice = if what == "labels" { advice } else { "" };
             Some(format!(
-                "may be the one protected by {by}: its {what} cannot be read"
+                "may be the one protected by {by}: its {what} cannot be read{advice}"
             ))
         };
         for (rule, disk, expected) in [
