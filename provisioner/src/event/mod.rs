@@ -5,7 +5,8 @@
 //! workflow engine looks at (`sightings`) are these same events.
 //!
 //! Invariants: recording never blocks a protocol server. Events are stored in the order they
-//! were recorded, hash-chained. Nothing secret is ever in an event.
+//! were recorded, hash-chained. What tells of a run's change is stored in the transaction that
+//! makes the change (`store::runs`), all else soon after it happened. Nothing secret is ever in an event.
 //!
 //! Not here: decisions. An event says what was seen, not what follows from it.
 
@@ -213,6 +214,11 @@ impl Recorder {
         wait.await.map_err(|_| NotStored)
     }
 
+    /// Tells watchers of events that somebody has just stored together with what they tell of.
+    pub fn announce(&self, rows: Vec<EventRow>) {
+        announce(&self.watchers, &self.stored, rows);
+    }
+
     /// Shows an event to watchers without storing it (progress).
     pub fn show(&self, event: Event) {
         // No watcher is not an error.
@@ -274,22 +280,30 @@ impl Writer {
                 Entry::Flush(done) => flushes.push(done),
             }
         }
-        for row in self.store.append_events(&events).await? {
-            tracing::debug!(
-                kind = row.event.kind,
-                machine = row.event.machine,
-                run = row.event.run,
-                message = row.event.message,
-                "event"
-            );
-            let _ = self.watchers.send(Arc::new(row));
-        }
-        self.stored.notify_waiters();
+        let rows = self.store.append_events(&events).await?;
+        announce(&self.watchers, &self.stored, rows);
         for done in flushes {
             let _ = done.send(());
         }
         Ok(())
     }
+}
+
+/// Tells watchers of stored events. Batches may come out of order; who needs the order reads the
+/// store.
+fn announce(watchers: &broadcast::Sender<Arc<EventRow>>, stored: &Notify, rows: Vec<EventRow>) {
+    for row in rows {
+        tracing::debug!(
+            kind = row.event.kind,
+            machine = row.event.machine,
+            run = row.event.run,
+            message = row.event.message,
+            "event"
+        );
+        // No watcher is not an error.
+        let _ = watchers.send(Arc::new(row));
+    }
+    stored.notify_waiters();
 }
 
 #[cfg(test)]

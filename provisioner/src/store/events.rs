@@ -2,8 +2,8 @@
 
 use anneal_protocol::time::Millis;
 use sha2::{Digest, Sha256};
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
 
 use super::{Result, Store, during};
 use crate::event::Event;
@@ -38,55 +38,9 @@ impl Store {
     /// # Errors
     /// When the database fails; then none is stored.
     pub async fn append_events(&self, events: &[(Millis, Event)]) -> Result<Vec<EventRow>> {
-        const DOING: &str = "storing events";
         let mut tx = self.begin().await?;
-        let mut chain: String =
-            sqlx::query_scalar("SELECT chain FROM events ORDER BY id DESC LIMIT 1")
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(during(DOING))?
-                .unwrap_or_default();
-        let mut rows = Vec::with_capacity(events.len());
-        for (at, event) in events {
-            let data = event.data.to_string();
-            chain = link(&chain, *at, event, &data);
-            let id: i64 = sqlx::query_scalar(
-                "INSERT INTO events (at, kind, machine, run, message, data, chain) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
-            )
-            .bind(at.0)
-            .bind(&event.kind)
-            .bind(&event.machine)
-            .bind(&event.run)
-            .bind(&event.message)
-            .bind(&data)
-            .bind(&chain)
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(during(DOING))?;
-            if let Some(machine) = &event.machine {
-                sqlx::query(
-                    "INSERT INTO sightings (machine, kind, at, run, data) \
-                     VALUES ($1, $2, $3, $4, $5) \
-                     ON CONFLICT (machine, kind) DO UPDATE \
-                     SET at = excluded.at, run = excluded.run, data = excluded.data",
-                )
-                .bind(machine)
-                .bind(&event.kind)
-                .bind(at.0)
-                .bind(&event.run)
-                .bind(&data)
-                .execute(&mut *tx)
-                .await
-                .map_err(during(DOING))?;
-            }
-            rows.push(EventRow {
-                id,
-                at: *at,
-                event: event.clone(),
-            });
-        }
-        tx.commit().await.map_err(during(DOING))?;
+        let rows = append(&mut tx, events).await?;
+        tx.commit().await.map_err(during("storing events"))?;
         Ok(rows)
     }
 
@@ -180,6 +134,60 @@ impl Store {
             }
         }
     }
+}
+
+/// Stores events within a transaction, chained to those before.
+pub(super) async fn append(
+    tx: &mut Transaction<'static, Sqlite>,
+    events: &[(Millis, Event)],
+) -> Result<Vec<EventRow>> {
+    const DOING: &str = "storing events";
+    let mut chain: String = sqlx::query_scalar("SELECT chain FROM events ORDER BY id DESC LIMIT 1")
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(during(DOING))?
+        .unwrap_or_default();
+    let mut rows = Vec::with_capacity(events.len());
+    for (at, event) in events {
+        let data = event.data.to_string();
+        chain = link(&chain, *at, event, &data);
+        let id: i64 = sqlx::query_scalar(
+            "INSERT INTO events (at, kind, machine, run, message, data, chain) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+        )
+        .bind(at.0)
+        .bind(&event.kind)
+        .bind(&event.machine)
+        .bind(&event.run)
+        .bind(&event.message)
+        .bind(&data)
+        .bind(&chain)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(during(DOING))?;
+        if let Some(machine) = &event.machine {
+            sqlx::query(
+                "INSERT INTO sightings (machine, kind, at, run, data) \
+                 VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (machine, kind) DO UPDATE \
+                 SET at = excluded.at, run = excluded.run, data = excluded.data",
+            )
+            .bind(machine)
+            .bind(&event.kind)
+            .bind(at.0)
+            .bind(&event.run)
+            .bind(&data)
+            .execute(&mut **tx)
+            .await
+            .map_err(during(DOING))?;
+        }
+        rows.push(EventRow {
+            id,
+            at: *at,
+            event: event.clone(),
+        });
+    }
+    Ok(rows)
 }
 
 pub(super) fn event_row(row: &SqliteRow) -> EventRow {

@@ -6,8 +6,9 @@ use anneal_protocol::time::Millis;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
-use super::events::event_row;
+use super::events::{append, event_row};
 use super::{EventRow, Result, Store, StoreError, during};
+use crate::event::Event;
 use crate::workflow::run::{Boot, Phase, RunPlan, RunRow, RunState, Scratch, StepRow, StepState};
 
 /// A change of a machine's state that goes with a change of its run.
@@ -27,7 +28,7 @@ const RUN_COLUMNS: &str = "SELECT id, machine, workflow, image, state, reason, r
      cancel, version, created_at, finished_at, deadline FROM runs";
 
 impl Store {
-    /// Stores a new run with its steps and gives it the machine.
+    /// Stores a new run with its steps, gives it the machine, and records the event.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the machine has an active run.
@@ -37,7 +38,8 @@ impl Store {
         plan: &RunPlan,
         steps: &[StepRow],
         change: &MachineChange,
-    ) -> Result<()> {
+        event: Event,
+    ) -> Result<Vec<EventRow>> {
         const DOING: &str = "storing a run";
         let plan = to_json(plan, "plan")?;
         let mut tx = self.begin().await?;
@@ -66,11 +68,14 @@ impl Store {
             insert_step(&mut tx, &run.id, step).await?;
         }
         change_machine(&mut tx, run, change, run.created_at).await?;
-        tx.commit().await.map_err(during(DOING))
+        let rows = append(&mut tx, &[(run.created_at, event)]).await?;
+        tx.commit().await.map_err(during(DOING))?;
+        Ok(rows)
     }
 
     /// Replaces a run's row and the given steps, if nobody changed the run since it was read
-    /// (`run.version` is what was read). With the machine's state, when it changes too.
+    /// (`run.version` is what was read). With the machine's state, when it changes too, and the
+    /// events that tell of it.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when somebody was faster; or when the run becomes active again
@@ -80,8 +85,9 @@ impl Store {
         run: &RunRow,
         steps: &[StepRow],
         change: Option<&MachineChange>,
+        events: Vec<Event>,
         at: Millis,
-    ) -> Result<()> {
+    ) -> Result<Vec<EventRow>> {
         const DOING: &str = "storing a run's progress";
         let mut tx = self.begin().await?;
         let done = sqlx::query(
@@ -110,7 +116,10 @@ impl Store {
         if let Some(change) = change {
             change_machine(&mut tx, run, change, at).await?;
         }
-        tx.commit().await.map_err(during(DOING))
+        let events: Vec<_> = events.into_iter().map(|event| (at, event)).collect();
+        let rows = append(&mut tx, &events).await?;
+        tx.commit().await.map_err(during(DOING))?;
+        Ok(rows)
     }
 
     /// A run with its plan and steps.

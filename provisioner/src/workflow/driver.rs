@@ -137,13 +137,14 @@ impl Engine {
             node: None,
         };
         let store = &self.inner.deps.store;
-        store.insert_run(&run, &plan, &plan.rows(), &change).await?;
-        self.inner.deps.recorder.record(
-            Event::new(format!("{}pending", kind::RUN_PREFIX), change.reason)
-                .machine(&run.machine)
-                .run(&id)
-                .data(serde_json::json!({ "workflow": run.workflow, "image": run.image })),
-        );
+        let event = Event::new(format!("{}pending", kind::RUN_PREFIX), &change.reason)
+            .machine(&run.machine)
+            .run(&id)
+            .data(serde_json::json!({ "workflow": run.workflow, "image": run.image }));
+        let told = store
+            .insert_run(&run, &plan, &plan.rows(), &change, event)
+            .await?;
+        self.inner.deps.recorder.announce(told);
         self.inner.changed.notify_waiters();
         Ok(id)
     }
@@ -341,20 +342,24 @@ impl Engine {
         let deps = &self.inner.deps;
         let stored = deps
             .store
-            .update_run(&change.run, &steps, machine.as_ref(), now())
+            .update_run(
+                &change.run,
+                &steps,
+                machine.as_ref(),
+                record::events(s, change),
+                now(),
+            )
             .await;
-        match stored {
-            Ok(()) => {}
+        let told = match stored {
+            Ok(told) => told,
             // A reopened run that meets another active one is the caller's to hear about.
             Err(StoreError::Conflict(_)) if s.run.state.is_active() => return Ok(false),
             Err(error) => return Err(error),
-        }
+        };
         self.inner.commits.fetch_add(1, Ordering::Relaxed);
         #[cfg(test)]
         self.inner.crash.point()?;
-        for event in record::events(s, change) {
-            deps.recorder.record(event);
-        }
+        deps.recorder.announce(told);
         if let Some(machine) = &machine {
             tracing::info!(
                 machine = s.run.machine,

@@ -86,6 +86,12 @@ async fn survives_being_killed_at_every_commit() {
             main.iter().all(|s| s.state == StepState::Succeeded),
             "{why}: {main:?}"
         );
+        // What is stored of a run and what was told of it are the same, wherever it died.
+        let events = rack.store.events_after(0, 10_000, None, Some(&run));
+        let events = events.await.unwrap();
+        let count = |kind: &str| events.iter().filter(|row| row.event.kind == kind).count();
+        let told = ["run.pending", "run.succeeded", "step.succeeded"].map(count);
+        assert_eq!(told, [1, 1, 5], "{why}");
         let streamed = rack
             .world
             .carried
