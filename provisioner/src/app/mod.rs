@@ -292,6 +292,9 @@ impl App {
         let metrics = shared.metrics.clone();
         let watched = metrics.run(shared.recorder.clone(), shared.engine.clone(), stop.clone());
         spawn(&mut tasks, "metrics", watched);
+        let pruning =
+            event::retention::run(shared.store.clone(), shared.settings.events, stop.clone());
+        spawn(&mut tasks, "pruning of events", pruning);
         let renewal = renew_certificate(shared.clone(), stop.clone());
         spawn(&mut tasks, "certificate renewal", renewal);
         let mut writer = tokio::spawn(self.writer.run(stop_writer.clone()));

@@ -10,6 +10,8 @@
 //!
 //! Not here: decisions. An event says what was seen, not what follows from it.
 
+pub mod retention;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 

@@ -22,6 +22,7 @@ pub(super) struct SettingsFile {
     pub tftp: Option<bool>,
     pub agent_silence: Option<Spanned<String>>,
     pub images: Option<ImagesFile>,
+    pub events: Option<EventsFile>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -29,6 +30,13 @@ pub(super) struct SettingsFile {
 pub(super) struct ImagesFile {
     pub require_proof: Option<bool>,
     pub trusted_keys: Vec<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct EventsFile {
+    pub keep: Option<Spanned<String>>,
+    pub max: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

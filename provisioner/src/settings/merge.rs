@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::{DhcpFile, ImagesFile, SettingsFile};
+use super::file::{DhcpFile, EventsFile, ImagesFile, SettingsFile};
 use super::interface::{self, Interface};
-use super::{DhcpSettings, Flags, ImageSettings, Settings, SettingsError};
+use super::{DhcpSettings, EventSettings, Flags, ImageSettings, Settings, SettingsError};
 use crate::machine::Cidr;
 use crate::workflow::duration;
 use crate::yaml::{self, Spanned};
@@ -191,6 +191,7 @@ impl Merge<'_> {
                 Duration::from_secs(10)..=Duration::from_secs(3600),
             )?,
             images: self.images(&raw.images.unwrap_or_default()),
+            events: self.events(raw.events.unwrap_or_default())?,
         })
     }
 
@@ -225,6 +226,26 @@ impl Merge<'_> {
             dirs.push(given.path());
         }
         Ok(dirs)
+    }
+
+    fn events(&self, raw: EventsFile) -> Result<EventSettings, SettingsError> {
+        let usual = EventSettings::default();
+        let day = Duration::from_secs(86_400);
+        let max = match raw.max.as_ref().map(|value| self.in_file(value)) {
+            None => usual.max,
+            Some(given) => {
+                let expected = "a number of events: expected at least 1000";
+                let max = given.parse(expected)?;
+                if max < 1000 {
+                    return Err(given.refuse(format!("\"{max}\" is not {expected}")));
+                }
+                max
+            }
+        };
+        Ok(EventSettings {
+            keep: self.duration(raw.keep, usual.keep, day..=3650 * day)?,
+            max,
+        })
     }
 
     fn dhcp(&self, raw: DhcpFile, own: Cidr) -> Result<Option<DhcpSettings>, SettingsError> {

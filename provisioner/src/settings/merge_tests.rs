@@ -106,6 +106,14 @@ fn tells_each_mistake_of_the_file_with_its_place() {
             "1:10: \"10.77.0.1\" is not an address with its prefix length: expected 10.77.0.11/24",
         ),
         ("password_dirs: [ a, \"\" ]\n", "1:21: expected a directory"),
+        (
+            "events: { max: 10 }\n",
+            "1:16: \"10\" is not a number of events: expected at least 1000",
+        ),
+        (
+            "events: { keep: 1h }\n",
+            "1:17: \"1h\" is out of range: expected 1d to 3650d",
+        ),
         ("tftp: yes\n", "1:7: expected `true` or `false`"),
         (
             "agent_silence: 45\n",
@@ -257,6 +265,9 @@ fn the_reference_file_tells_the_defaults() {
         "address",
         "boot_port",
         "tls_port",
+        "events",
+        "  keep",
+        "  max",
         "dhcp",
         "tftp",
         "agent_silence",

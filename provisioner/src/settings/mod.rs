@@ -126,6 +126,8 @@ pub struct Settings {
     pub agent_silence: Duration,
     /// Images.
     pub images: ImageSettings,
+    /// How many events are kept.
+    pub events: EventSettings,
 }
 
 /// What images must bring along.
@@ -135,6 +137,24 @@ pub struct ImageSettings {
     pub require_proof: bool,
     /// Files of keys; when there are any, only signatures by these count.
     pub trusted_keys: Vec<PathBuf>,
+}
+
+/// Which events are kept; those of active runs always are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventSettings {
+    /// How long.
+    pub keep: Duration,
+    /// How many at most.
+    pub max: u64,
+}
+
+impl Default for EventSettings {
+    fn default() -> Self {
+        Self {
+            keep: Duration::from_secs(90 * 86_400),
+            max: 1_000_000,
+        }
+    }
 }
 
 /// How DHCP answers.

@@ -103,13 +103,65 @@ impl Store {
             .map_err(during("reading sightings"))
     }
 
+    /// Removes the oldest events, at most `batch`: those from before `before`, and those that are
+    /// more than `max`. Stops at the first event of an active run. Says how many went.
+    ///
+    /// # Errors
+    /// When the database fails; then none went.
+    pub async fn prune_events(&self, before: Millis, max: u64, batch: u32) -> Result<u64> {
+        const DOING: &str = "pruning events";
+        let mut tx = self.begin().await?;
+        let (newest, needed): (Option<i64>, Option<i64>) = sqlx::query_as(
+            "SELECT (SELECT max(id) FROM events), (SELECT min(id) FROM events WHERE run IN \
+             (SELECT id FROM runs WHERE state IN ('pending', 'running', 'failing')))",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(during(DOING))?;
+        let excess = newest.unwrap_or_default() - i64::try_from(max).unwrap_or(i64::MAX);
+        let end = needed.unwrap_or(i64::MAX);
+        let oldest = sqlx::query("SELECT id, at, chain FROM events ORDER BY id LIMIT $1")
+            .bind(batch)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(during(DOING))?;
+        let goes = |row: &&SqliteRow| {
+            let (id, at): (i64, i64) = (row.get("id"), row.get("at"));
+            id < end && (at < before.0 || id <= excess)
+        };
+        let Some(last) = oldest.iter().take_while(goes).last() else {
+            return Ok(0);
+        };
+        let id: i64 = last.get("id");
+        sqlx::query(
+            "INSERT INTO pruned_events (one, id, chain) VALUES (1, $1, $2) \
+             ON CONFLICT (one) DO UPDATE SET id = excluded.id, chain = excluded.chain",
+        )
+        .bind(id)
+        .bind(last.get::<String, _>("chain"))
+        .execute(&mut *tx)
+        .await
+        .map_err(during(DOING))?;
+        let gone = sqlx::query("DELETE FROM events WHERE id <= $1")
+            .bind(id)
+            .execute(&mut *tx)
+            .await
+            .map_err(during(DOING))?;
+        tx.commit().await.map_err(during(DOING))?;
+        Ok(gone.rows_affected())
+    }
+
     /// Id of the first event whose chain value does not follow from the one before, if any.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn broken_event_chain(&self) -> Result<Option<i64>> {
         const PAGE: usize = 1000;
-        let (mut chain, mut last) = (String::new(), 0);
+        let begin: Option<(String, i64)> = sqlx::query_as("SELECT chain, id FROM pruned_events")
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(during("reading the event chain"))?;
+        let (mut chain, mut last) = begin.unwrap_or_default();
         loop {
             let rows = sqlx::query(
                 "SELECT id, at, kind, machine, run, message, data, chain FROM events \
@@ -142,11 +194,13 @@ pub(super) async fn append(
     events: &[(Millis, Event)],
 ) -> Result<Vec<EventRow>> {
     const DOING: &str = "storing events";
-    let mut chain: String = sqlx::query_scalar("SELECT chain FROM events ORDER BY id DESC LIMIT 1")
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(during(DOING))?
-        .unwrap_or_default();
+    let mut chain: String = sqlx::query_scalar(
+        "SELECT coalesce((SELECT chain FROM events ORDER BY id DESC LIMIT 1), \
+         (SELECT chain FROM pruned_events), '')",
+    )
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(during(DOING))?;
     let mut rows = Vec::with_capacity(events.len());
     for (at, event) in events {
         let data = event.data.to_string();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anneal_protocol::cmdline::Boot;
 use provisioner::app::{App, Shared};
 use provisioner::machine::Cidr;
-use provisioner::settings::{ImageSettings, Settings};
+use provisioner::settings::{EventSettings, ImageSettings, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -81,6 +81,7 @@ pub fn settings(state: &Path) -> Settings {
             require_proof: true,
             trusted_keys: Vec::new(),
         },
+        events: EventSettings::default(),
     }
 }
 
