@@ -120,7 +120,11 @@ async fn run(context: &Context, action: &AgentAction, cancel: &CancellationToken
             image,
             disk,
             verify,
-        } => succeeded(stream::run(context, &image, disk, verify, cancel).await?),
+            stall_timeout_ms,
+        } => {
+            let stall_timeout = Duration::from_millis(stall_timeout_ms);
+            succeeded(stream::run(context, &image, disk, verify, stall_timeout, cancel).await?)
+        }
         AgentAction::WriteFile { .. } => {
             succeeded(blocking(move || files::write(&options, &action)).await?)
         }

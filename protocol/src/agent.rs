@@ -125,6 +125,9 @@ pub enum AgentAction {
         disk: DiskSelector,
         /// What to read again afterwards.
         verify: Verify,
+        /// No image data for this long, from wherever it is asked for: the attempt fails.
+        #[serde(default = "stall_timeout_ms")]
+        stall_timeout_ms: u64,
     },
     /// Put one file onto a file system of the installed disk. Result: [`WriteFileResult`].
     WriteFile {
@@ -174,6 +177,13 @@ impl AgentAction {
     pub fn leaves_agent(&self) -> bool {
         matches!(self, Self::Kexec { .. } | Self::Reboot | Self::PowerOff)
     }
+}
+
+/// How long image data may fail to come when nothing else was asked for: 5 minutes, long enough
+/// for a switch to restart.
+#[must_use]
+pub fn stall_timeout_ms() -> u64 {
+    5 * 60 * 1_000
 }
 
 /// A partition, by what does not change between boots. All given fields must match.

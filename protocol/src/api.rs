@@ -315,8 +315,11 @@ pub struct EventView {
 pub struct TokenView {
     /// Id (not the secret).
     pub id: String,
-    /// `boot` or `phone-home`.
+    /// `boot`, `config` or `phone-home`.
     pub purpose: String,
+    /// What a config token serves: a template, or a folder of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
     /// Machine it is bound to.
     pub machine: String,
     /// Run it is bound to.

@@ -148,10 +148,18 @@ impl Bench {
     /// # Errors
     /// When it is refused.
     pub fn start_run(&self) -> anyhow::Result<RunView> {
+        self.start_run_of("write-only")
+    }
+
+    /// [`Bench::start_run`] of another workflow that writes the image.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn start_run_of(&self, workflow: &str) -> anyhow::Result<RunView> {
         self.api.provision(
             MACHINE,
             &ProvisionRequest {
-                workflow: Some("write-only".to_owned()),
+                workflow: Some(workflow.to_owned()),
                 image: Some(IMAGE.to_owned()),
                 plan: false,
             },

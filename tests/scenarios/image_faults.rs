@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anneal_protocol::api::RunView;
+use anneal_tests::sim::net;
+use anneal_tests::sim::wait::wait_for;
 
-use crate::bench::{Bench, step_named};
+use crate::bench::{Bench, MACHINE, RUN_LIMIT, SHORT, step_named};
 use crate::runner::Scenario;
 
 /// See the module.
@@ -20,14 +22,38 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "a_truncated_image_fails_the_step_and_leaves_nothing_bootable",
         run: truncated,
     },
+    Scenario {
+        name: "a_stalled_image_server_fails_the_step_and_leaves_nothing_bootable",
+        run: stalled,
+    },
 ];
+
+/// Writes the image with little patience.
+const IMPATIENT: &str = "\
+name: impatient
+timeout: 10m
+steps:
+  - name: boot the agent
+    uses: netboot
+    timeout: 5m
+  - name: write the image
+    uses: stream-image
+    with: { stall_timeout: 5s, verify: none }
+    retries: 1
+    retry_delay: 1s
+";
 
 /// Provisions with whatever is in the store now; insists that the write step fails and the
 /// disk has no beginning.
 fn expect_failed_write(bench: &mut Bench) -> anyhow::Result<RunView> {
     let run = bench.start_run()?.id;
     bench.power_on()?;
-    let view = bench.wait_end(&run)?;
+    expect_write_failed(bench, &run)
+}
+
+/// Insists that a run ends because its write step failed, and that the disk has no beginning.
+fn expect_write_failed(bench: &mut Bench, run: &str) -> anyhow::Result<RunView> {
+    let view = bench.wait_end(run)?;
     anyhow::ensure!(
         view.state == "failed",
         "the run ended {}: {}",
@@ -84,4 +110,43 @@ fn truncated(work: &Path) -> anyhow::Result<()> {
     file.set_len(whole / 2)?;
     let view = expect_failed_write(&mut bench)?;
     expect_reason(&view, &["ends at byte"])
+}
+
+/// The daemon is the image server. Frozen, it keeps its connections and sends nothing; the agent
+/// must notice by itself, in every attempt.
+fn stalled(work: &Path) -> anyhow::Result<()> {
+    let mut bench = Bench::set(work, 96)?;
+    std::fs::write(work.join("workflows/impatient.yaml"), IMPATIENT)?;
+    net::limit_rate(MACHINE, 60)?;
+    let run = bench.start_run_of("impatient")?.id;
+    bench.power_on()?;
+    for attempt in 1..=2 {
+        wait_for(RUN_LIMIT, "image data to flow", || {
+            let view = bench.api.run(&run)?;
+            let step = step_named(&view, "write the image")?;
+            let flows = |done: u64, total: u64| total > 0 && done * 20 >= total;
+            Ok((step.attempts == attempt)
+                .then_some(step.progress)
+                .flatten()
+                .filter(|progress| flows(progress.done, progress.total)))
+        })?;
+        bench.daemon.freeze(true)?;
+        let noticed = wait_for(SHORT, "the agent to give up the stalled stream", || {
+            let console = std::fs::read(work.join("m1.console.log"))?;
+            let console = String::from_utf8_lossy(&console);
+            let failures = console
+                .lines()
+                .filter(|line| line.contains("failed") && line.contains("stalled"));
+            Ok((failures.count() >= attempt as usize).then_some(()))
+        });
+        bench.daemon.freeze(false)?;
+        noticed?;
+    }
+    let view = expect_write_failed(&mut bench, &run)?;
+    expect_reason(&view, &["stalled"])?;
+    anyhow::ensure!(
+        step_named(&view, "write the image")?.attempts == 2,
+        "the step was not retried"
+    );
+    Ok(())
 }

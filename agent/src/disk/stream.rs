@@ -1,7 +1,7 @@
 //! The `stream-image` step: manifest, disk, fetch, write, reread the partition table.
 
 use std::io::{Read as _, Take};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anneal_image::{
     FrameError, FrameReader, Manifest, ManifestError, PublicKey, SignedManifest, WritePlan,
@@ -30,6 +30,7 @@ pub async fn run(
     image: &str,
     selector: DiskSelector,
     verify: Verify,
+    stall_timeout: Duration,
     cancel: &CancellationToken,
 ) -> Result<StreamResult, StepFailure> {
     let begin = Instant::now();
@@ -53,6 +54,7 @@ pub async fn run(
         image.to_owned(),
         manifest.file_size(),
         sender,
+        fetch::Patience::giving_up_after(stall_timeout),
     ));
     let (image, cancel) = (image.to_owned(), cancel.clone());
     let result = blocking(move || write(&chosen, &image, &manifest, stream, verify, &cancel)).await;
@@ -72,9 +74,10 @@ async fn fetch_until(
     image: String,
     size: u64,
     to: ByteSender,
+    patience: fetch::Patience,
 ) {
     tokio::select! {
-        () = fetch::run(client, image, size, to.clone()) => {}
+        () = fetch::run(client, image, size, to.clone(), patience) => {}
         () = cancel.cancelled() => {
             // The writer may have noticed already and be gone.
             let _ = to.send(Err(abandoned())).await;

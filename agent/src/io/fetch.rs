@@ -1,7 +1,7 @@
 //! Fetches the data of an image over one connection at a time, and goes on where it stopped
 //! when the connection breaks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anneal_protocol::agent::{FailureCode, StepFailure};
 use bytes::Bytes;
@@ -14,8 +14,6 @@ use crate::step::{fail, fail_for_now};
 
 /// No byte for this long: the connection is taken to be dead.
 const STALL: Duration = Duration::from_secs(30);
-/// Connections in a row that bring nothing before the step fails.
-const FRUITLESS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -24,29 +22,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 pub struct Patience {
     /// See [`STALL`].
     pub stall: Duration,
-    /// See [`FRUITLESS`].
-    pub fruitless: u32,
+    /// No byte over any connection for this long: the step fails.
+    pub give_up: Duration,
     /// Pause after the first fruitless connection; doubles.
     pub pause: Duration,
 }
 
-impl Default for Patience {
-    fn default() -> Self {
+impl Patience {
+    /// For a step's `stall_timeout`.
+    #[must_use]
+    pub fn giving_up_after(give_up: Duration) -> Self {
         Self {
-            stall: STALL,
-            fruitless: FRUITLESS,
+            stall: STALL.min(give_up),
+            give_up,
             pause: FIRST_PAUSE,
         }
     }
 }
 
 /// Sends bytes 0 to `size` of the image's data, then ends; or sends why it cannot.
-pub async fn run(client: Client, image: String, size: u64, to: ByteSender) {
-    run_patiently(client, image, size, to, Patience::default()).await;
-}
-
-/// [`run`] with another patience.
-pub async fn run_patiently(
+pub async fn run(
     client: Client,
     image: String,
     size: u64,
@@ -55,16 +50,18 @@ pub async fn run_patiently(
 ) {
     let mut at = 0;
     let mut fruitless = 0;
+    let mut heard = Instant::now();
     while at < size {
         let before = at;
-        let end = connection(&client, &image, size, &mut at, &to, patience.stall).await;
+        let stall = patience.stall;
+        let end = connection(&client, &image, size, &mut at, &mut heard, &to, stall).await;
         let failure = match end {
             End::Done | End::NobodyListens => return,
             End::Final(failure) => Some(failure),
             End::Broken(failure) => {
                 fruitless = if at > before { 0 } else { fruitless + 1 };
                 tracing::warn!(at, size, "image data: {}", failure.message);
-                (fruitless >= patience.fruitless).then_some(failure)
+                (heard.elapsed() >= patience.give_up).then_some(failure)
             }
         };
         if let Some(failure) = failure {
@@ -93,6 +90,7 @@ async fn connection(
     image: &str,
     size: u64,
     at: &mut u64,
+    heard: &mut Instant,
     to: &ByteSender,
     stall: Duration,
 ) -> End {
@@ -111,8 +109,8 @@ async fn connection(
                 return End::Broken(fail_for_now(
                     FailureCode::ImageStalled,
                     format!(
-                        "no image data for {} s at byte {at} of {size}",
-                        stall.as_secs_f32()
+                        "the image stream stalled: no data for {} s at byte {at} of {size}",
+                        heard.elapsed().as_secs()
                     ),
                 ));
             }
@@ -125,6 +123,7 @@ async fn connection(
         let wanted = usize::try_from(size - *at).unwrap_or(usize::MAX);
         let chunk: Bytes = chunk.slice(..chunk.len().min(wanted));
         *at += chunk.len() as u64;
+        *heard = Instant::now();
         if to.send(Ok(chunk)).await.is_err() {
             return End::NobodyListens;
         }

@@ -221,6 +221,7 @@ impl Sealed {
             image: self.id.clone(),
             disk: by_serial(disk),
             verify,
+            stall_timeout_ms: anneal_protocol::agent::stall_timeout_ms(),
         }
     }
 }

@@ -62,6 +62,8 @@ pub enum Kind {
     Partition,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// A duration such as `90s`, from one second to a day.
+    Duration,
 }
 
 /// One parameter.
@@ -179,6 +181,7 @@ pub static ACTIONS: &[Spec] = &[
             optional("image", Kind::Image),
             DISK,
             optional("verify", Kind::Word(&["none", "read-back"])),
+            optional("stall_timeout", Kind::Duration),
         ],
         timeout_minutes: 30,
         retries: 3,

@@ -3,13 +3,16 @@
 //! Pure: the same step, machine, image and templates give the same inputs. The digest is made of
 //! the redacted form, so a fresh token does not look like a different input.
 
-use anneal_protocol::agent::{AgentAction, PartitionRef, Verify};
+use std::time::Duration;
+
+use anneal_protocol::agent::{AgentAction, PartitionRef, Verify, stall_timeout_ms};
 use anneal_protocol::disk::{DiskHints, DiskSelector};
 use base64::Engine as _;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::action::{Action, Kind, Param};
+use super::duration;
 use super::plan::Step;
 use crate::bmc::{BootDevice, PowerAction};
 use crate::machine::Machine;
@@ -136,6 +139,11 @@ pub fn typed(
             } else {
                 Verify::default()
             },
+            stall_timeout_ms: read
+                .duration("stall_timeout")?
+                .map_or_else(stall_timeout_ms, |d| {
+                    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+                }),
         }),
         Action::WriteFile => agent(AgentAction::WriteFile {
             disk: read.disk()?,
@@ -205,6 +213,15 @@ impl Params<'_> {
         match self.params.get(name) {
             None => Ok(0),
             Some(value) => whole_number(value).map_err(|m| self.error(name, m)),
+        }
+    }
+
+    fn duration(&self, name: &str) -> Result<Option<Duration>, InputError> {
+        match self.params.get(name) {
+            None => Ok(None),
+            Some(value) => duration_of(value)
+                .map(Some)
+                .map_err(|m| self.error(name, m)),
         }
     }
 
@@ -286,6 +303,14 @@ fn plain_text(value: &Value) -> Option<String> {
     }
 }
 
+fn duration_of(value: &Value) -> Result<Duration, String> {
+    value
+        .as_str()
+        .and_then(duration::parse)
+        .filter(|d| (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(d))
+        .ok_or_else(|| "expected a duration such as `90s` or `5m`, from 1s to 1d".to_owned())
+}
+
 fn whole_number(value: &Value) -> Result<u32, String> {
     let parsed = match value {
         Value::String(text) => text.parse().ok(),
@@ -321,6 +346,7 @@ pub fn check_literal(param: &Param, value: &Value) -> Result<(), String> {
             .map(|_| ())
             .ok_or_else(|| "expected permission bits as quoted octal text, `\"0600\"`".to_owned()),
         Kind::Number => whole_number(value).map(|_| ()),
+        Kind::Duration => duration_of(value).map(|_| ()),
         Kind::Disk => disk_hints(value).map(|_| ()),
         Kind::Image => Ok(()),
         Kind::Partition => check_partition_keys(value),

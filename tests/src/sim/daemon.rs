@@ -75,6 +75,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Freezes it, or lets it go on: a server that has stalled keeps its connections open.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn freeze(&mut self, frozen: bool) -> anyhow::Result<()> {
+        self.process.freeze(frozen)
+    }
+
     /// Fails when it has ended.
     ///
     /// # Errors

@@ -124,6 +124,7 @@ fn order() -> Inputs {
         image: "blake3:11".into(),
         disk: machine().disk_selector(),
         verify: anneal_protocol::agent::Verify::ReadBack,
+        stall_timeout_ms: anneal_protocol::agent::stall_timeout_ms(),
     }))
 }
 
