@@ -41,13 +41,7 @@ impl Patience {
 }
 
 /// Sends bytes 0 to `size` of the image's data, then ends; or sends why it cannot.
-pub async fn run(
-    client: Client,
-    image: String,
-    size: u64,
-    to: ByteSender,
-    patience: Patience,
-) {
+pub async fn run(client: Client, image: String, size: u64, to: ByteSender, patience: Patience) {
     let mut at = 0;
     let mut fruitless = 0;
     let mut heard = Instant::now();

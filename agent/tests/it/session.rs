@@ -450,13 +450,7 @@ fn a_server_that_stalls_or_breaks_is_told_apart() {
             let result = std::io::Read::read_to_end(&mut stream, &mut bytes);
             (bytes.len(), result.is_err())
         });
-        runtime.block_on(fetch::run(
-            client,
-            "x".into(),
-            10_000,
-            sender,
-            patience,
-        ));
+        runtime.block_on(fetch::run(client, "x".into(), 10_000, sender, patience));
         assert_eq!(reader.join().unwrap(), (4000, true));
         let failure = failure.take().unwrap();
         assert_eq!(failure.code, expected);
