@@ -182,6 +182,24 @@ pub struct Scratch {
     /// When the agent's leave was acknowledged.
     #[serde(default)]
     pub left_at: Option<Millis>,
+    /// The attempt whose agent fell silent, in case it speaks again.
+    #[serde(default)]
+    pub lost: Option<Lost>,
+}
+
+/// An attempt whose agent fell silent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// Boot of the agent that fell silent.
+    pub boot_id: String,
+    /// It had fetched the attempt.
+    pub held: bool,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Until when the attempt may take.
+    pub deadline: Millis,
+    /// When it was taken for lost.
+    pub at: Millis,
 }
 
 /// How far a power action is. Written before and after, so that a daemon killed in between

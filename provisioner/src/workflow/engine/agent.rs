@@ -7,7 +7,7 @@ use anneal_protocol::time::Millis;
 
 use super::edit::{self, Edit};
 use super::facts::{agent_is_there, booted_since, left_since, lost_at, wants_agent};
-use super::{Act, Change, Decision, Waiting, daemon};
+use super::{Act, Change, Decision, Waiting, daemon, returned};
 use crate::workflow::action::Action;
 use crate::workflow::duration;
 use crate::workflow::inputs::Inputs;
@@ -167,10 +167,12 @@ fn running(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
 
 /// The attempt failed because the agent is gone: the next one begins with booting it again.
 fn lose(s: &Snapshot, idx: usize, reason: &str, now: Millis) -> Decision {
+    let lost = returned::remember(s, &s.steps[idx], now);
     let mut edit = Edit::of(s);
     edit.fail_attempt(s, idx, reason, true, now);
     if edit.steps[idx].state == StepState::Pending {
         edit.steps[idx].scratch.recovering = true;
+        edit.steps[idx].scratch.lost = lost;
         edit.steps[idx].not_before = None;
     }
     edit.into()

@@ -7,6 +7,7 @@ mod agent;
 mod daemon;
 mod edit;
 mod facts;
+mod returned;
 
 use anneal_protocol::time::Millis;
 
@@ -16,6 +17,7 @@ use super::run::{PowerMark, RunRow, RunState, Snapshot, StepRow, StepState};
 pub use agent::{ResultVerdict, apply_result, dispatch, order_ready, wanted};
 pub use edit::{cancel, fail_now, machine_change, reopen, unusable};
 pub use facts::wants_agent;
+pub use returned::returned;
 
 use edit::Edit;
 
