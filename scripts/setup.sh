@@ -46,6 +46,7 @@ openssl|an independent TLS client in the tests
 dnsmasq-base|a foreign DHCP server in the tests
 isc-dhcp-client|dhclient, a real DHCP client in the tests
 udhcpc|another real DHCP client in the tests
+ignition|a real first-boot loader that fetches its configuration by URL
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests
 '

@@ -66,6 +66,9 @@ pub struct AgentIdentity {
     pub machine: String,
     /// Run.
     pub run: String,
+    /// The enrolment, by the id of the boot token that was redeemed: a later agent of the same
+    /// run has another one.
+    pub enrolment: String,
 }
 
 impl Pki {
@@ -131,7 +134,12 @@ impl Pki {
         params
             .distinguished_name
             .push(DnType::CommonName, identity.machine.as_str());
-        let uri = format!("{AGENT_URI}{}/{}", identity.machine, identity.run);
+        let AgentIdentity {
+            machine,
+            run,
+            enrolment,
+        } = identity;
+        let uri = format!("{AGENT_URI}{machine}/{run}/{enrolment}");
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -180,10 +188,12 @@ pub fn agent_identity(certificate: &CertificateDer<'_>) -> Option<AgentIdentity>
         .iter()
         .find_map(|name| match name {
             GeneralName::URI(uri) => {
-                let (machine, run) = uri.strip_prefix(AGENT_URI)?.split_once('/')?;
+                let (machine, rest) = uri.strip_prefix(AGENT_URI)?.split_once('/')?;
+                let (run, enrolment) = rest.split_once('/')?;
                 Some(AgentIdentity {
                     machine: machine.to_owned(),
                     run: run.to_owned(),
+                    enrolment: enrolment.to_owned(),
                 })
             }
             _ => None,
@@ -391,6 +401,7 @@ mod tests {
         let identity = AgentIdentity {
             machine: "r1n1".into(),
             run: "run-1".into(),
+            enrolment: "token-1".into(),
         };
         let pem = pki.sign_agent(&csr.pem().unwrap(), &identity).unwrap();
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
@@ -410,6 +421,7 @@ mod tests {
         let identity = AgentIdentity {
             machine: "r1n1".into(),
             run: "run-1".into(),
+            enrolment: "token-1".into(),
         };
         assert!(
             pki.sign_agent("-----BEGIN NONSENSE-----", &identity)

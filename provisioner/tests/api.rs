@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "api/config_urls.rs"]
+mod config_urls;
 mod daemon;
+#[path = "api/two_parties.rs"]
+mod two_parties;
 
 use std::time::Duration;
 
@@ -386,7 +390,7 @@ async fn the_event_stream_resumes_without_gaps() {
 }
 
 /// Provisions r1n1 and reads the boot script as its firmware would.
-async fn booted(daemon: &Daemon) -> (String, Boot) {
+pub async fn booted(daemon: &Daemon) -> (String, Boot) {
     let (status, run) = daemon
         .post(
             "/api/v1/machines/r1n1/provision",
@@ -463,7 +467,7 @@ async fn a_boot_token_is_good_once_for_one_key() {
 #[tokio::test]
 async fn a_boot_token_is_refused_from_another_machine_and_after_a_new_script() {
     let daemon = Daemon::with_inventory().await;
-    let (_, old) = booted(&daemon).await;
+    let (run, old) = booted(&daemon).await;
     let (status, other) = daemon.enroll("10.77.0.12", &old, &NodeKey::new()).await;
     assert_eq!(status, 403, "{other}");
     let script = daemon.script("10.77.0.11", "52-54-00-aa-00-01").await;
@@ -472,6 +476,18 @@ async fn a_boot_token_is_refused_from_another_machine_and_after_a_new_script() {
     assert_eq!(
         status, 403,
         "a newer script makes the older token worthless: {late}"
+    );
+    let run = daemon
+        .until(&format!("/api/v1/runs/{run}"), |run| {
+            run["state"] == "failed"
+        })
+        .await;
+    assert!(
+        run["why"]
+            .as_str()
+            .unwrap()
+            .contains("a newer one was fetched since"),
+        "the older script's agent lives: somebody else fetched the newer one: {run}"
     );
     let stranger = daemon.script("10.77.0.12", "52-54-00-aa-00-01").await;
     assert!(!stranger.contains("anneal.token="), "{stranger}");

@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use crate::boot::BootFiles;
 use crate::event::{self, Event, Recorder, Writer};
 use crate::http::listener::Listener;
-use crate::http::{agent, api, boot as boot_http, node};
+use crate::http::{agent, api, boot as boot_http, config, node};
 use crate::machine::Directory;
 use crate::metrics::Metrics;
 use crate::pki::Pki;
 use crate::settings::Settings;
 use crate::store::Store;
-use crate::token::Tokens;
+use crate::token::{Configs, Tokens};
 use crate::workflow::{Engine, EngineDeps};
 use crate::{bmc, dhcp, image, render, tftp};
 
@@ -51,6 +51,8 @@ pub struct SharedParts {
     pub recorder: Recorder,
     /// Tokens.
     pub tokens: Arc<Tokens>,
+    /// Configuration by URL.
+    pub configs: Configs,
     /// Certificates.
     pub pki: Pki,
     /// Runs.
@@ -148,6 +150,7 @@ impl App {
             workflows_dir: settings.workflows_dir.clone(),
             agent_silence: settings.agent_silence,
             node_url: server_url.clone(),
+            plain_config_url: settings.plain_config_urls.then(|| boot_url.clone()),
             ca_pem: pki.ca_pem().to_owned(),
         });
         let dhcp = match &settings.dhcp {
@@ -175,6 +178,7 @@ impl App {
         };
         let ca_sha256 = pki.ca_sha256();
         let shared = Shared(Arc::new(SharedParts {
+            configs: Configs::new(tokens.as_ref().clone(), store.clone(), recorder.clone()),
             settings,
             store,
             recorder: recorder.clone(),
@@ -269,6 +273,7 @@ impl App {
         let shared = self.shared;
         let tls_router = tls_router(&shared);
         let boot_router = self.boot_router.merge(open_routes(&shared));
+        let boot_router = boot_router.merge(config::on_boot_listener(&shared));
         spawn(
             &mut tasks,
             "the TLS listener",
@@ -295,6 +300,8 @@ impl App {
         let pruning =
             event::retention::run(shared.store.clone(), shared.settings.events, stop.clone());
         spawn(&mut tasks, "pruning of events", pruning);
+        let forgetting = config::forget(shared.clone(), stop.clone());
+        spawn(&mut tasks, "forgetting served configuration", forgetting);
         let renewal = renew_certificate(shared.clone(), stop.clone());
         spawn(&mut tasks, "certificate renewal", renewal);
         let mut writer = tokio::spawn(self.writer.run(stop_writer.clone()));
@@ -406,6 +413,7 @@ fn tls_router(shared: &Shared) -> Router {
     api::router(shared)
         .merge(agent::router().with_state(shared.clone()))
         .merge(node::router().with_state(shared.clone()))
+        .merge(config::on_tls_listener(shared))
         .merge(open_routes(shared))
         .fallback(api::not_found)
         .layer(tower_http::catch_panic::CatchPanicLayer::new())

@@ -10,7 +10,7 @@ use crate::boot::{self, BootSource, Choice, RunBoot, Target};
 use crate::clock::now;
 use crate::machine::Reservation;
 use crate::store::LeaseState;
-use crate::token::Purpose;
+use crate::token::{Mint, Purpose};
 
 /// Answers what a MAC boots next, from inventory and runs.
 pub(super) struct Source {
@@ -60,16 +60,15 @@ impl Source {
             return Ok(Target::Disk { machine });
         };
         // One live boot token a run: a new script makes the one before it worthless.
-        self.shared
-            .tokens
-            .revoke_run(&run, Some(Purpose::Boot))
-            .await?;
-        let ttl = Purpose::Boot.default_ttl();
-        let token = self
-            .shared
-            .tokens
-            .mint(Purpose::Boot, &machine, &run, ttl)
-            .await?;
+        let mint = Mint {
+            purpose: Purpose::Boot,
+            machine: &machine,
+            run: &run,
+            ttl: Purpose::Boot.default_ttl(),
+            subject: None,
+            plain: false,
+        };
+        let token = self.shared.tokens.mint(mint).await?;
         let dhcp = self.shared.settings.dhcp.as_ref();
         let address = reservation.address.map(|address| Address {
             ip: address.ip,

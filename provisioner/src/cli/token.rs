@@ -26,12 +26,13 @@ pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Re
     let tokens: Vec<TokenView> = client.list(&["tokens"], &[], limit).await?;
     output::show(format, &tokens, |tokens| {
         let mut table = Table::new([
-            "ID", "PURPOSE", "MACHINE", "STATE", "CREATED", "EXPIRES", "USED", "RUN",
+            "ID", "PURPOSE", "FOR", "MACHINE", "STATE", "CREATED", "EXPIRES", "USED", "RUN",
         ]);
         for token in tokens {
             table.row([
                 token.id.as_str(),
                 &token.purpose,
+                cell(token.subject.as_deref()),
                 &token.machine,
                 &token.state,
                 &token.created_at,

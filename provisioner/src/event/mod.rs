@@ -51,6 +51,8 @@ pub mod kind {
     pub const POWER: &str = "bmc.power";
     /// The boot device was set; `data.device`.
     pub const BOOT_DEVICE: &str = "bmc.boot-device";
+    /// A document was fetched by its config URL; `data.document`, `data.address`, `data.again`.
+    pub const CONFIG_SERVED: &str = "config.served";
     /// Somebody used a token that they should not have.
     pub const TOKEN_ALARM: &str = "token.alarm";
     /// The stored events do not follow from each other: somebody changed them.

@@ -43,25 +43,55 @@ pub fn router() -> Router<Shared> {
         .route("/agent/v1/images/{id}/data", get(data))
 }
 
-/// The agent that a request's certificate names.
+/// The agent that a request's certificate names: the latest that enrolled for its run.
 struct Agent(AgentIdentity);
 
-impl<S: Sync> FromRequestParts<S> for Agent {
+impl FromRequestParts<Shared> for Agent {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let agent = parts
-            .extensions
-            .get::<Peer>()
-            .and_then(|peer| peer.agent.clone());
-        agent.map(Self).ok_or_else(|| {
-            ApiError::new(
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, ApiError> {
+        let peer = parts.extensions.get::<Peer>();
+        let Some((agent, by)) = peer.and_then(|p| Some((p.agent.clone()?, p.address.ip()))) else {
+            return Err(ApiError::new(
                 StatusCode::UNAUTHORIZED,
                 "agent-certificate-required",
                 "this needs the client certificate that /agent/v1/enroll gives",
-            )
-        })
+            ));
+        };
+        must_be_latest(shared, &agent, by).await?;
+        Ok(Self(agent))
     }
+}
+
+/// Refuses an agent that another one has followed. It is asked once for each request, when it
+/// comes in: a machine that restarted sends nothing more, so whoever still speaks is alive beside
+/// the later agent. One of the two is not the machine, and the run must not go on.
+async fn must_be_latest(shared: &Shared, agent: &AgentIdentity, by: IpAddr) -> ApiResult<()> {
+    let AgentIdentity {
+        machine,
+        run,
+        enrolment,
+    } = agent;
+    let latest = shared.tokens.is_latest_enrolment(run, enrolment).await;
+    if latest.map_err(internal)? {
+        return Ok(());
+    }
+    let wanted = shared.engine.wants_agent(machine).await.map_err(internal)?;
+    if wanted.is_some_and(|(active, _)| active == *run) {
+        shared
+            .tokens
+            .alarm_two_agents(machine, run, &by.to_string());
+        let reason = format!(
+            "two agents speak for {machine}: one enrolled after the other, and the first is still alive; somebody else on the boot network fetched its boot script"
+        );
+        let failed = shared.engine.fail_security(run, &reason).await;
+        failed.map_err(internal)?;
+    }
+    Err(ApiError::new(
+        StatusCode::FORBIDDEN,
+        "superseded",
+        "another agent has enrolled for this run since: boot again",
+    ))
 }
 
 impl Agent {
@@ -99,13 +129,12 @@ async fn enroll(
     let token = match shared.tokens.redeem(&request.token, claim).await {
         Ok(token) => token,
         Err((TokenError::Refused(refused), token)) => {
-            if let (Refused::Replayed, Some(token)) = (refused, &token) {
-                let reason = "the boot token was redeemed twice, by two different keys";
-                shared
+            if let Some(token) = token.filter(|_| refused.fails_run()) {
+                let failed = shared
                     .engine
-                    .fail_security(&token.run, reason)
-                    .await
-                    .map_err(internal)?;
+                    .fail_security(&token.run, &boot_alarm(refused, &token.machine))
+                    .await;
+                failed.map_err(internal)?;
             }
             return Err(ApiError::new(
                 StatusCode::FORBIDDEN,
@@ -118,7 +147,10 @@ async fn enroll(
     let identity = AgentIdentity {
         machine: token.machine.clone(),
         run: token.run.clone(),
+        enrolment: token.id.clone(),
     };
+    // A repeat by an agent that another one has followed.
+    must_be_latest(&shared, &identity, peer.address.ip()).await?;
     let wanted = shared
         .engine
         .wants_agent(&identity.machine)
@@ -156,6 +188,16 @@ async fn enroll(
         image_keys: image_keys.iter().map(PublicKey::to_hex).collect(),
         run: identity.run,
     }))
+}
+
+/// Why a run ends when its boot token is in two hands.
+fn boot_alarm(refused: Refused, machine: &str) -> String {
+    match refused {
+        Refused::Superseded => format!(
+            "an agent of {machine} booted with one script, but a newer one was fetched since: somebody else on the boot network asked for its boot script"
+        ),
+        _ => "the boot token was redeemed twice, by two different keys".to_owned(),
+    }
 }
 
 /// Which machine the request comes from: the owner of its address if that is reserved, else the

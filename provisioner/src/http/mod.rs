@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod api;
 pub mod boot;
+pub mod config;
 pub mod files;
 pub mod listener;
 pub mod node;

@@ -3,19 +3,24 @@
 //! Fields that a machine does not have are absent, so that using one is an error rather than an
 //! empty text on somebody's disk.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::value::{Enumerator, Object, Serde, Value};
 use serde::{Deserialize, Serialize};
 
+use super::config_url::{ConfigBase, ConfigRef, URLS, Urls};
 use crate::machine::Machine;
 
 /// Stands in for a secret in plans, digests and logs.
 pub const REDACTED: &str = "(redacted)";
 
+/// Name of the variable that holds the phone-home token.
+pub(super) const PHONE_HOME: &str = "phone_home";
+
 /// Names at the top of every context.
-pub(super) const ROOTS: &[&str] = &["machine", "image", "run", "server", "phone_home"];
+pub(super) const ROOTS: &[&str] = &["machine", "image", "run", "server", PHONE_HOME, URLS];
 
 /// Every dotted variable that a template may use; a trailing `.*` means: anything below.
 #[must_use]
@@ -48,6 +53,7 @@ pub fn known_variables() -> &'static [&'static str] {
         "phone_home.url",
         "phone_home.token",
         "render",
+        "config_url",
         "range",
         "dict",
         "namespace",
@@ -80,15 +86,27 @@ pub struct PhoneHome {
     pub token: String,
 }
 
+/// Which secrets a rendering put into its text, or would put there were they not redacted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The phone-home token.
+    pub phone_home: bool,
+    /// Config URLs.
+    pub configs: BTreeSet<ConfigRef>,
+}
+
 /// The variables of one rendering.
 #[derive(Debug, Clone)]
 pub struct Context {
-    value: Value,
+    roots: BTreeMap<&'static str, Value>,
     token_used: Arc<AtomicBool>,
+    token_behind_url: Arc<AtomicBool>,
+    urls: Arc<Urls>,
 }
 
 impl Context {
-    /// Of a run for a machine. `server_url` is the daemon's TLS address for nodes.
+    /// Of a run for a machine. `server_url` is the daemon's TLS address for nodes. Config URLs
+    /// are redacted, and plain ones refused; see [`Self::with_configs`].
     #[must_use]
     pub fn new(
         machine: &Machine,
@@ -98,8 +116,19 @@ impl Context {
         ca_pem: &str,
         phone_home: PhoneHome,
     ) -> Self {
-        let token_used = Arc::new(AtomicBool::new(false));
-        let mut roots = vec![
+        let (token_used, token_behind_url) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+        let watch = |used: &Arc<AtomicBool>| {
+            Value::from_object(TokenWatch {
+                phone_home: phone_home.clone(),
+                used: used.clone(),
+            })
+        };
+        let base = ConfigBase {
+            tls: server_url.to_owned(),
+            plain: None,
+        };
+        let urls = Urls::new(base, None, watch(&token_behind_url));
+        let mut roots = BTreeMap::from([
             ("machine", Value::from(Serde(machine_facts(machine)))),
             ("run", Value::from(Serde(serde_json::json!({ "id": run })))),
             (
@@ -108,33 +137,59 @@ impl Context {
                     serde_json::json!({ "url": server_url, "ca_pem": ca_pem }),
                 )),
             ),
-            (
-                "phone_home",
-                Value::from_object(TokenWatch {
-                    phone_home,
-                    used: token_used.clone(),
-                }),
-            ),
-        ];
+            (PHONE_HOME, watch(&token_used)),
+            (URLS, Value::from_dyn_object(urls.clone())),
+        ]);
         if let Some(image) = image {
             let mut facts = serde_json::json!(image);
             facts["digest"] = image.id.clone().into();
-            roots.push(("image", Value::from(Serde(facts))));
+            roots.insert("image", Value::from(Serde(facts)));
         }
         Self {
-            value: Value::from_pairs(roots),
+            roots,
             token_used,
+            token_behind_url,
+            urls,
         }
     }
 
+    /// With config URLs that lead to `base`, with these secrets in them; redacted without.
+    #[must_use]
+    pub fn with_configs(
+        mut self,
+        base: ConfigBase,
+        secrets: Option<BTreeMap<ConfigRef, String>>,
+    ) -> Self {
+        self.urls = self.urls.again(base, secrets);
+        let urls = Value::from_dyn_object(self.urls.clone());
+        self.roots.insert(URLS, urls);
+        self
+    }
+
     pub(super) fn value(&self) -> Value {
-        self.value.clone()
+        Value::from_pairs(self.roots.iter().map(|(k, v)| (*k, v.clone())))
     }
 
     /// Whether a rendering with this context put the phone-home token into its text.
     #[must_use]
     pub fn token_used(&self) -> bool {
         self.token_used.load(Ordering::Relaxed)
+    }
+
+    /// Whether a text rendered with this context, or one behind a config URL in it, has the
+    /// phone-home token.
+    #[must_use]
+    pub fn token_promised(&self) -> bool {
+        self.token_used() || self.token_behind_url.load(Ordering::Relaxed)
+    }
+
+    /// Which secrets renderings with this context used.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            phone_home: self.token_used(),
+            configs: self.urls.wanted(),
+        }
     }
 }
 

@@ -4,11 +4,12 @@
 //! bounded work), the filters, the built-in templates and the folder that overrides them.
 //!
 //! Invariants: rendering reads no file, clock or network: templates are loaded when the
-//! [`Renderer`] is made. An undefined variable is an error that names template and line. The
-//! phone-home token is in a rendered text only when the caller put it into the context.
+//! [`Renderer`] is made. An undefined variable is an error that names template and line. A token
+//! is in a rendered text only when the caller put it into the context.
 //!
 //! Not here: what is rendered when (`workflow`), and the templates themselves (`templates/`).
 
+mod config_url;
 mod context;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
 
-pub use context::{Context, ImageFacts, PhoneHome, REDACTED, known_variables};
+pub use config_url::{ConfigBase, ConfigRef, SEED};
+pub use context::{Context, ImageFacts, PhoneHome, REDACTED, Wanted, known_variables};
 
 /// The built-in data folders, listed by `build.rs`.
 pub(crate) mod data {
@@ -104,6 +106,7 @@ impl Renderer {
         environment.add_filter("b64", b64);
         environment.add_filter("toyaml", to_yaml);
         environment.add_function("render", render_other);
+        environment.add_function("config_url", config_url::config_url);
         let names = sources.keys().cloned().collect();
         for (name, text) in sources {
             environment

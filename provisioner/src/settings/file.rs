@@ -21,6 +21,7 @@ pub(super) struct SettingsFile {
     pub dhcp: Option<DhcpFile>,
     pub tftp: Option<bool>,
     pub agent_silence: Option<Spanned<String>>,
+    pub plain_config_urls: Option<bool>,
     pub images: Option<ImagesFile>,
     pub events: Option<EventsFile>,
 }

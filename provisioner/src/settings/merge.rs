@@ -190,6 +190,7 @@ impl Merge<'_> {
                 AGENT_SILENCE,
                 Duration::from_secs(10)..=Duration::from_secs(3600),
             )?,
+            plain_config_urls: raw.plain_config_urls.unwrap_or(false),
             images: self.images(&raw.images.unwrap_or_default()),
             events: self.events(raw.events.unwrap_or_default())?,
         })

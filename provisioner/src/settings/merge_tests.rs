@@ -274,6 +274,7 @@ fn the_reference_file_tells_the_defaults() {
         "images",
         "  require_proof",
         "  trusted_keys",
+        "plain_config_urls",
         "  enabled",
         "  pool",
         "  serve_unknown",

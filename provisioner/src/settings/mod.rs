@@ -124,6 +124,8 @@ pub struct Settings {
     pub tftp: bool,
     /// How long an agent may be silent before its step counts as lost.
     pub agent_silence: Duration,
+    /// Templates may ask for config URLs without TLS.
+    pub plain_config_urls: bool,
     /// Images.
     pub images: ImageSettings,
     /// How many events are kept.

@@ -13,9 +13,9 @@ use super::driver::{Engine, EngineError, Heard, TRIES, lock, too_busy};
 use super::engine::{self, Change, ResultVerdict};
 use super::inputs::{self, Inputs};
 use super::run::{Presence, Snapshot};
+use super::secrets::Secrets;
 use crate::clock::now;
 use crate::event::{Event, kind};
-use crate::render::REDACTED;
 use crate::store::StoreError;
 
 /// Pause of an agent that has nothing to do.
@@ -137,6 +137,10 @@ impl Engine {
     async fn order(&self, request: &NextRequest) -> Result<Next, EngineError> {
         for _ in 0..TRIES {
             let (s, _) = self.advance(&request.run).await?;
+            if let Some(change) = engine::returned(&s, &request.boot_id, true, now()) {
+                self.commit(&s, &change).await?;
+                continue;
+            }
             let Some(idx) = engine::order_ready(&s, &request.boot_id, now()) else {
                 return Ok(if s.run.state.is_active() {
                     Next::Wait { after_ms: WAIT_MS }
@@ -149,6 +153,10 @@ impl Engine {
                 Ok(change) => {
                     let again = s.steps[idx].boot_id.is_some();
                     if again || self.commit(&s, &change).await? {
+                        if !again {
+                            // How far an earlier attempt was says nothing about this one.
+                            lock(&self.inner.progress).remove(&(s.run.id.clone(), idx));
+                        }
                         return self.write_order(&s, idx).await;
                     }
                 }
@@ -167,7 +175,7 @@ impl Engine {
         idx: usize,
         boot_id: &str,
     ) -> Result<Box<Change>, Box<Change>> {
-        match self.inputs(s, idx, REDACTED) {
+        match self.inputs(s, idx, &Secrets::redacted()) {
             Ok((redacted, _)) => {
                 engine::dispatch(s, idx, boot_id, &inputs::digest(&redacted), now())
             }
@@ -183,18 +191,13 @@ impl Engine {
     /// Renders the order with its secrets, at the last moment.
     async fn write_order(&self, s: &Snapshot, idx: usize) -> Result<Next, EngineError> {
         let internal = |e: anyhow::Error| EngineError::Internal(e);
-        let render = |token: &str| {
-            self.inputs(s, idx, token)
+        let render = |secrets: &Secrets| {
+            self.inputs(s, idx, secrets)
                 .map_err(|e| internal(anyhow::Error::new(e)))
         };
-        let (mut inputs, token_used) = render(REDACTED)?;
-        if token_used {
-            // Good as long as the run may take, and a little longer than the node needs.
-            let ttl = s.run.deadline.since(now()) + Duration::from_secs(300);
-            let tokens = &self.inner.deps.tokens;
-            let token = tokens.phone_home(&s.run.machine, &s.run.id, ttl).await;
-            (inputs, _) = render(&token.map_err(internal)?)?;
-        }
+        let (_, wanted) = render(&Secrets::redacted())?;
+        let secrets = self.mint(s, &wanted).await?;
+        let (inputs, _) = render(&secrets)?;
         let Inputs::Agent(action) = inputs else {
             return Err(internal(anyhow::anyhow!("step {idx} is not the agent's")));
         };
@@ -218,10 +221,17 @@ impl Engine {
     /// When the database fails; the agent tells again.
     pub async fn report(&self, machine: &str, report: &Report) -> Result<ReportAck, EngineError> {
         let order = &report.order;
-        let Some(s) = self.own_run(machine, &order.run).await? else {
+        let Some(mut s) = self.own_run(machine, &order.run).await? else {
             return Ok(ReportAck { abandon: true });
         };
         self.heard(&order.run, &report.boot_id, false);
+        for _ in 0..TRIES {
+            let Some(change) = engine::returned(&s, &report.boot_id, false, now()) else {
+                break;
+            };
+            self.commit(&s, &change).await?;
+            s = self.load(&order.run).await?;
+        }
         let recorder = &self.inner.deps.recorder;
         let about = |event: Event| event.machine(machine).run(&order.run);
         for line in report.logs.iter().take(MAX_LINES) {
@@ -259,7 +269,13 @@ impl Engine {
                 return Ok(());
             };
             self.heard(&result.order.run, &result.boot_id, false);
-            let inputs = self.inputs(&s, result.order.step as usize, REDACTED).ok();
+            if let Some(change) = engine::returned(&s, &result.boot_id, false, now()) {
+                self.commit(&s, &change).await?;
+                continue;
+            }
+            let inputs = self
+                .inputs(&s, result.order.step as usize, &Secrets::redacted())
+                .ok();
             let inputs = inputs.map(|(inputs, _)| inputs);
             let verdict = engine::apply_result(&s, result, inputs.as_ref(), now());
             let ResultVerdict::Apply(change) = verdict else {

@@ -12,7 +12,7 @@ use crate::event::Recorder;
 use crate::image::{Catalog, ImageError};
 use crate::render::{ImageFacts, Renderer};
 use crate::store::Store;
-use crate::token::{Purpose, Tokens};
+use crate::token::{Mint, Purpose, Tokens};
 
 /// A boxed future.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -38,37 +38,29 @@ pub struct EngineDeps {
     pub agent_silence: Duration,
     /// The daemon's TLS address for nodes, `https://10.77.0.1:8443`.
     pub node_url: String,
+    /// The boot listener's address, `http://10.77.0.1:8080`, if configuration may be fetched there.
+    pub plain_config_url: Option<String>,
     /// The daemon's CA, PEM.
     pub ca_pem: String,
 }
 
 /// Makes and revokes tokens of runs.
 pub trait TokenSource: Debug + Send + Sync {
-    /// A phone-home token.
-    fn phone_home<'a>(
-        &'a self,
-        machine: &'a str,
-        run: &'a str,
-        ttl: Duration,
-    ) -> Boxed<'a, anyhow::Result<String>>;
+    /// A token's secret.
+    fn mint<'a>(&'a self, mint: Mint<'a>) -> Boxed<'a, anyhow::Result<String>>;
     /// Revokes what is left of a run's tokens, or all but those for phoning home.
     fn revoke<'a>(&'a self, run: &'a str, keep_phone_home: bool) -> Boxed<'a, anyhow::Result<()>>;
 }
 
 impl TokenSource for Tokens {
-    fn phone_home<'a>(
-        &'a self,
-        machine: &'a str,
-        run: &'a str,
-        ttl: Duration,
-    ) -> Boxed<'a, anyhow::Result<String>> {
-        Box::pin(async move { Ok(self.mint(Purpose::PhoneHome, machine, run, ttl).await?) })
+    fn mint<'a>(&'a self, mint: Mint<'a>) -> Boxed<'a, anyhow::Result<String>> {
+        Box::pin(async move { Ok(Tokens::mint(self, mint).await?) })
     }
 
     fn revoke<'a>(&'a self, run: &'a str, keep_phone_home: bool) -> Boxed<'a, anyhow::Result<()>> {
         Box::pin(async move {
-            let purpose = keep_phone_home.then_some(Purpose::Boot);
-            self.revoke_run(run, purpose).await?;
+            let but = keep_phone_home.then_some(Purpose::PhoneHome);
+            self.revoke_run(run, but).await?;
             Ok(())
         })
     }

@@ -11,11 +11,12 @@ use super::driver::{Engine, EngineError, Next};
 use super::engine::{Act, Command, Done};
 use super::inputs::{self, Inputs};
 use super::run::Snapshot;
+use super::secrets::Secrets;
 use crate::bmc::{BmcFailure, BootDevice, PowerAction, PowerState};
 use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::machine::Bmc;
-use crate::render::REDACTED;
+use crate::render::Wanted;
 
 /// Every run is looked at this often even if nothing seems to happen.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -168,11 +169,11 @@ impl Engine {
                 self.boot_once(s, bmc, device).await?;
                 self.power(s, bmc, PowerAction::Cycle).await?;
             }
-            Act::Power => match self.inputs(s, command.idx, REDACTED) {
+            Act::Power => match self.inputs(s, command.idx, &Secrets::redacted()) {
                 Ok((Inputs::Power(action), _)) => self.power(s, bmc, action).await?,
                 _ => return Err(refused(&bmc.url, "the step does not say what to switch")),
             },
-            Act::BootDevice => match self.inputs(s, command.idx, REDACTED) {
+            Act::BootDevice => match self.inputs(s, command.idx, &Secrets::redacted()) {
                 Ok((Inputs::BootDevice(device), _)) => self.boot_once(s, bmc, device).await?,
                 _ => return Err(refused(&bmc.url, "the step does not say which device")),
             },
@@ -226,27 +227,30 @@ impl Engine {
         let Some(idx) = netboot else {
             return Err("no netboot step says how to start the agent".to_owned());
         };
-        match self.inputs(s, idx, REDACTED).map_err(|e| e.to_string())? {
+        match self
+            .inputs(s, idx, &Secrets::redacted())
+            .map_err(|e| e.to_string())?
+        {
             (Inputs::Netboot(device), _) => Ok(device),
             _ => Err("the netboot step names no device".to_owned()),
         }
     }
 
-    /// What a step does, rendered; and whether its text holds the phone-home token.
+    /// What a step does, rendered; and which secrets are in it.
     pub(super) fn inputs(
         &self,
         s: &Snapshot,
         idx: usize,
-        token: &str,
-    ) -> Result<(Inputs, bool), inputs::InputError> {
+        secrets: &Secrets,
+    ) -> Result<(Inputs, Wanted), inputs::InputError> {
         let (machine, image) = (&s.plan.machine, s.plan.image.as_ref());
-        let context = self.context(machine, image, &s.run.id, token);
+        let context = self.context(machine, image, &s.run.id, secrets);
         let Some(step) = s.plan.step(idx) else {
-            return Ok((Inputs::WaitPhoneHome, false));
+            return Ok((Inputs::WaitPhoneHome, Wanted::default()));
         };
         let params = inputs::render(step, &self.inner.deps.renderer, &context)?;
         let inputs = inputs::typed(step, &params, machine, image)?;
-        Ok((inputs, context.token_used()))
+        Ok((inputs, context.wanted()))
     }
 }
 

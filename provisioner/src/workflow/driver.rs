@@ -16,12 +16,12 @@ use super::deps::EngineDeps;
 use super::engine::{self, Change, Command, Decision, Done, Waiting, decide};
 use super::library::Library;
 use super::run::{Boot, Presence, RunRow, RunState, Snapshot};
+use super::secrets::Secrets;
 use super::start::{Material, Prepared, StartError, StartRun, needs_image, prepare};
 use super::{library, record};
 use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::machine::apply::needed_by_run;
-use crate::render::{Context, PhoneHome, REDACTED};
 use crate::store::{MachineChange, StoreError};
 
 /// How often a change that somebody else made first is tried again.
@@ -171,7 +171,7 @@ impl Engine {
                     .ok_or_else(|| StartError::ImageMissing(reference.to_owned()))?,
             ),
         };
-        let context = self.context(&row.machine, image.as_ref(), run, REDACTED);
+        let context = self.context(&row.machine, image.as_ref(), run, &Secrets::redacted());
         prepare(Material {
             machine: row.machine,
             state: row.state,
@@ -181,27 +181,6 @@ impl Engine {
             renderer: &deps.renderer,
             context,
         })
-    }
-
-    pub(super) fn context(
-        &self,
-        machine: &crate::machine::Machine,
-        image: Option<&crate::render::ImageFacts>,
-        run: &str,
-        token: &str,
-    ) -> Context {
-        let deps = &self.inner.deps;
-        Context::new(
-            machine,
-            image,
-            run,
-            &deps.node_url,
-            &deps.ca_pem,
-            PhoneHome {
-                url: format!("{}/node/v1/phone-home", deps.node_url),
-                token: token.to_owned(),
-            },
-        )
     }
 
     /// Stops a run at once. The agent is told at its next call; power stays as it is.
@@ -262,14 +241,14 @@ impl Engine {
                 "was planned with another description of {name}: `{field}` differs"
             ));
         }
-        if store.replayed(run).await? {
-            return refuse("had a token that was used twice".to_owned());
+        if store.compromised(run).await? {
+            return refuse("had a token in two hands".to_owned());
         }
         Ok(())
     }
 
     /// Fails a run at once, without on-failure steps, because nothing on the machine can be
-    /// trusted: a token was used twice.
+    /// trusted: a token was in two hands.
     ///
     /// # Errors
     /// When there is no such run or the database fails.

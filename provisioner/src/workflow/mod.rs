@@ -22,6 +22,7 @@ pub mod file;
 pub mod inputs;
 pub mod plan;
 pub mod run;
+mod secrets;
 
 mod agents;
 mod asks;

@@ -22,6 +22,7 @@ use crate::event::{self, Event, Recorder, kind};
 use crate::machine::Bmc;
 use crate::render::{ImageFacts, Renderer};
 use crate::store::Store;
+use crate::token::Mint;
 
 pub(super) const MACHINE: &str = "r1n1";
 const SHA: &str = "aa11";
@@ -104,12 +105,7 @@ impl BmcControl for Bmcs {
 }
 
 impl TokenSource for World {
-    fn phone_home<'a>(
-        &'a self,
-        _: &'a str,
-        _: &'a str,
-        _: Duration,
-    ) -> Boxed<'a, anyhow::Result<String>> {
+    fn mint<'a>(&'a self, _: Mint<'a>) -> Boxed<'a, anyhow::Result<String>> {
         Box::pin(async move {
             let mut tokens = self.tokens.lock().unwrap();
             let token = format!("token-{}", tokens.len());
@@ -454,6 +450,7 @@ impl Rack {
             workflows_dir: Some(self.dir.path().to_owned()),
             agent_silence: self.silence,
             node_url: "https://10.77.0.1:8443".into(),
+            plain_config_url: None,
             ca_pem: "PEM".into(),
         });
         if let Some(points) = crash_after {

@@ -155,7 +155,7 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
             image: image.as_ref(),
             inventory: inventory.as_ref(),
             skip: &skip,
-            token_used: context.token_used(),
+            token_used: context.token_promised(),
         },
     );
     errors.extend(found);

@@ -82,6 +82,7 @@ pub fn settings(state: &Path) -> Settings {
             trusted_keys: Vec::new(),
         },
         events: EventSettings::default(),
+        plain_config_urls: false,
     }
 }
 
@@ -102,7 +103,7 @@ fn boot_files(dir: &PathBuf) {
 
 /// Moves this thread (and the threads and processes it starts from now on) into a network
 /// namespace of its own, which goes away with them.
-fn own_network() {
+pub fn own_network() {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
         .expect("tests of the daemon need root: a network namespace each");
     let ip = |words: &str| {
@@ -141,9 +142,15 @@ impl Daemon {
     }
 
     pub async fn start_in(state: TempDir) -> Self {
+        Self::start_with(state, |_| {}).await
+    }
+
+    pub async fn start_with(state: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         // Several tests share the process; the second install is refused and harmless.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let app = App::build(settings(state.path())).await.unwrap();
+        let mut settings = settings(state.path());
+        change(&mut settings);
+        let app = App::build(settings).await.unwrap();
         let addresses = app.addresses().unwrap();
         let shared = app.shared();
         let context = std::fs::read(state.path().join("state/admin.context.json")).unwrap();
@@ -175,6 +182,11 @@ impl Daemon {
 
     pub fn state_path(&self) -> &Path {
         self.state.path()
+    }
+
+    /// The daemon's authority, PEM.
+    pub fn ca(&self) -> &str {
+        &self.ca
     }
 
     pub fn url(&self, path: &str) -> String {

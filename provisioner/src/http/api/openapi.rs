@@ -16,6 +16,7 @@ use utoipa::{Modify, OpenApi};
         super::tokens::list,
         super::images::list, super::images::show, super::images::add, super::images::remove,
         super::keys::list, super::keys::create, super::keys::remove,
+        crate::http::config::serve,
     ),
     modifiers(&Bearer),
     security(("api_key" = []))

@@ -34,6 +34,7 @@ pub async fn list(
             id: token.id,
             machine: token.machine,
             run: token.run,
+            subject: token.subject,
         })
         .collect();
     let next = items.last().filter(|_| more).map(|t| t.id.clone());

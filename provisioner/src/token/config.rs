@@ -1,0 +1,203 @@
+//! Configuration by URL: a document is served once, with a short grace for the same client.
+//!
+//! First-boot loaders probe and repeat; so, for [`GRACE`] after the first answer, the same
+//! address gets the same bytes. They are kept in memory only, and no longer. A daemon that was
+//! restarted in between renders the document anew.
+//!
+//! Not here: what is in a document (`workflow`), and HTTP.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anneal_protocol::time::Millis;
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::{Claim, Purpose, Refused, TokenRecord, Tokens, Use, judge_config};
+use crate::clock::now;
+use crate::event::{Event, Recorder, kind};
+use crate::store::{Store, StoreError};
+
+/// How long the client that fetched a document may fetch it again.
+pub const GRACE: Duration = Duration::from_secs(60);
+
+/// One fetch of one document.
+#[derive(Debug, Clone, Copy)]
+pub struct Fetch<'a> {
+    /// The secret in the URL.
+    pub secret: &'a str,
+    /// Name in the folder; empty: the token's own template.
+    pub document: &'a str,
+    /// Machine that the caller is seen to be, if its address says so.
+    pub machine: Option<&'a str>,
+    /// Address of the caller.
+    pub by: &'a str,
+    /// It came over TLS.
+    pub tls: bool,
+}
+
+/// Why a document is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The token is not good. Where it is known, its record comes with it.
+    #[error("config token refused")]
+    Refused(#[source] Refused, Option<Box<TokenRecord>>),
+    /// The token has no such document; it is not used up by asking.
+    #[error("the token has no document of this name")]
+    NoDocument,
+    /// The store failed.
+    #[error("token store")]
+    Store(#[from] StoreError),
+    /// It could not be rendered.
+    #[error("the document could not be rendered")]
+    Render(#[source] anyhow::Error),
+}
+
+/// A document on its way, and until when it is kept.
+#[derive(Debug)]
+struct Kept {
+    bytes: Bytes,
+    until: Millis,
+}
+
+/// Serves documents; share it.
+#[derive(Debug)]
+pub struct Configs {
+    tokens: Tokens,
+    store: Store,
+    recorder: Recorder,
+    /// By token and document. Held while one is rendered: two fetches at once are one use.
+    kept: Mutex<HashMap<(String, String), Kept>>,
+}
+
+impl Configs {
+    /// Over these tokens.
+    #[must_use]
+    pub fn new(tokens: Tokens, store: Store, recorder: Recorder) -> Self {
+        Self {
+            tokens,
+            store,
+            recorder,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Whether a fetch would be answered, without using anything up or recording anything.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub async fn probe(&self, fetch: Fetch<'_>) -> Result<TokenRecord, FetchError> {
+        self.look(fetch).await.map(|(token, _)| token)
+    }
+
+    /// Answers a fetch. `render` makes the document, with secrets minted for it; `None` when the
+    /// token has no document of that name. A refusal is recorded.
+    ///
+    /// # Errors
+    /// See [`FetchError`]. A token that was refused comes with its record, so that the caller
+    /// can fail its run.
+    pub async fn fetch<F, R>(&self, fetch: Fetch<'_>, render: F) -> Result<Bytes, FetchError>
+    where
+        F: FnOnce(TokenRecord) -> R,
+        R: Future<Output = anyhow::Result<Option<String>>>,
+    {
+        let mut kept = self.kept.lock().await;
+        kept.retain(|_, kept| now() < kept.until);
+        let (token, using) = match self.look(fetch).await {
+            Err(FetchError::Refused(refused, token)) => {
+                self.tokens.refuse(refused, token.as_deref(), fetch.claim());
+                return Err(FetchError::Refused(refused, token));
+            }
+            other => other?,
+        };
+        let key = (token.id.clone(), fetch.document.to_owned());
+        if let (Use::Repeat, Some(kept)) = (using, kept.get(&key)) {
+            let bytes = kept.bytes.clone();
+            self.served(&token, fetch, true);
+            return Ok(bytes);
+        }
+        let rendered = render(token.clone()).await.map_err(FetchError::Render)?;
+        let bytes = Bytes::from(rendered.ok_or(FetchError::NoDocument)?);
+        let at = now();
+        if using == Use::First
+            && !self
+                .store
+                .serve_config(&token.id, fetch.document, fetch.by, at)
+                .await?
+        {
+            // The run ended while the document was rendered, or another daemon served it.
+            let refused = match self.look(fetch).await {
+                Err(FetchError::Refused(refused, _)) => refused,
+                Err(error) => return Err(error),
+                Ok(_) => Refused::Replayed,
+            };
+            self.tokens.refuse(refused, Some(&token), fetch.claim());
+            return Err(FetchError::Refused(refused, Some(Box::new(token))));
+        }
+        let until = at.plus(GRACE);
+        let entry = Kept {
+            bytes: bytes.clone(),
+            until,
+        };
+        kept.insert(key, entry);
+        self.served(&token, fetch, using == Use::Repeat);
+        Ok(bytes)
+    }
+
+    /// Forgets documents whose grace is over, until `stop`: they hold secrets.
+    pub async fn forget(&self, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(GRACE) => {}
+            }
+            self.kept.lock().await.retain(|_, kept| now() < kept.until);
+        }
+    }
+
+    async fn look(&self, fetch: Fetch<'_>) -> Result<(TokenRecord, Use), FetchError> {
+        let Some(token) = self.tokens.find(fetch.secret).await? else {
+            return Err(FetchError::Refused(Refused::Unknown, None));
+        };
+        let served_at = self.store.config_served(&token.id, fetch.document).await?;
+        let verdict = if token.purpose == Purpose::Config && !(fetch.tls || token.plain) {
+            Err(Refused::InClear)
+        } else {
+            judge_config(&token, served_at, fetch.claim(), GRACE, now())
+        };
+        match verdict {
+            Ok(using) => Ok((token, using)),
+            Err(refused) => Err(FetchError::Refused(refused, Some(Box::new(token)))),
+        }
+    }
+
+    fn served(&self, token: &TokenRecord, fetch: Fetch<'_>, again: bool) {
+        let subject = token.subject.as_deref().unwrap_or_default();
+        let name = format!("{subject}{}", fetch.document);
+        let again_text = if again { " again" } else { "" };
+        let message = format!("{} fetched its {name}{again_text}", token.machine);
+        self.recorder.record(
+            Event::new(kind::CONFIG_SERVED, message)
+                .machine(&token.machine)
+                .run(&token.run)
+                .data(serde_json::json!({
+                    "document": name,
+                    "address": fetch.by,
+                    "tls": fetch.tls,
+                    "again": again,
+                    "token": token.id,
+                })),
+        );
+    }
+}
+
+impl<'a> Fetch<'a> {
+    fn claim(&self) -> Claim<'a> {
+        Claim {
+            purpose: Purpose::Config,
+            machine: self.machine,
+            by: self.by,
+        }
+    }
+}

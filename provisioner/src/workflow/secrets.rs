@@ -1,0 +1,140 @@
+//! Secrets that are made when a text is really needed, and the documents behind config URLs.
+//!
+//! A text is rendered without secrets first, which tells what it wants; then fresh tokens are
+//! made, and it is rendered with them. Only the second text is ever sent, once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::driver::{Engine, EngineError};
+use super::run::Snapshot;
+use crate::clock::now;
+use crate::machine::Machine;
+use crate::render::{
+    ConfigBase, ConfigRef, Context, ImageFacts, PhoneHome, REDACTED, SEED, Wanted,
+};
+use crate::token::{Mint, Purpose, TokenRecord};
+
+/// How much longer than its run a phone-home token lives: a node needs that long to boot.
+const AFTER_THE_RUN: Duration = Duration::from_secs(300);
+
+/// What stands in for secrets in a rendering, or the secrets.
+#[derive(Default)]
+pub(super) struct Secrets {
+    phone_home: Option<String>,
+    configs: Option<BTreeMap<ConfigRef, String>>,
+}
+
+impl Secrets {
+    /// None: everything is redacted.
+    pub(super) fn redacted() -> Self {
+        Self::default()
+    }
+}
+
+impl Engine {
+    /// The variables of a rendering.
+    pub(super) fn context(
+        &self,
+        machine: &Machine,
+        image: Option<&ImageFacts>,
+        run: &str,
+        secrets: &Secrets,
+    ) -> Context {
+        let deps = &self.inner.deps;
+        let token = secrets.phone_home.as_deref().unwrap_or(REDACTED);
+        let phone_home = PhoneHome {
+            url: format!("{}/node/v1/phone-home", deps.node_url),
+            token: token.to_owned(),
+        };
+        let base = ConfigBase {
+            tls: deps.node_url.clone(),
+            plain: deps.plain_config_url.clone(),
+        };
+        Context::new(
+            machine,
+            image,
+            run,
+            &deps.node_url,
+            &deps.ca_pem,
+            phone_home,
+        )
+        .with_configs(base, secrets.configs.clone())
+    }
+
+    /// Makes the tokens that a rendering wants.
+    pub(super) async fn mint(&self, s: &Snapshot, wanted: &Wanted) -> Result<Secrets, EngineError> {
+        let tokens = &self.inner.deps.tokens;
+        let mint = |purpose: Purpose, ttl: Duration| Mint {
+            purpose,
+            machine: &s.run.machine,
+            run: &s.run.id,
+            ttl,
+            subject: None,
+            plain: false,
+        };
+        let mut secrets = Secrets {
+            phone_home: None,
+            configs: Some(BTreeMap::new()),
+        };
+        if wanted.phone_home {
+            // Good as long as the run may take, and a little longer than the node needs.
+            let ttl = s.run.deadline.since(now()) + AFTER_THE_RUN;
+            let token = tokens.mint(mint(Purpose::PhoneHome, ttl)).await;
+            secrets.phone_home = Some(token.map_err(EngineError::Internal)?);
+        }
+        let configs = secrets.configs.get_or_insert_default();
+        for config in &wanted.configs {
+            let mint = Mint {
+                subject: Some(&config.subject),
+                plain: config.plain,
+                ..mint(Purpose::Config, Purpose::Config.default_ttl())
+            };
+            let token = tokens.mint(mint).await.map_err(EngineError::Internal)?;
+            configs.insert(config.clone(), token);
+        }
+        Ok(secrets)
+    }
+
+    /// The document behind a config URL, rendered now, with secrets made now. `None` when the
+    /// token has no document of that name. The caller has judged the token.
+    ///
+    /// # Errors
+    /// When the run is over, a template fails, or the database does.
+    pub async fn config_document(
+        &self,
+        token: &TokenRecord,
+        document: &str,
+    ) -> anyhow::Result<Option<String>> {
+        let renderer = &self.inner.deps.renderer;
+        let Some(template) = template_of(token, document, renderer.names()) else {
+            return Ok(None);
+        };
+        let s = self.load(&token.run).await?;
+        anyhow::ensure!(s.run.state.is_active(), "run {} is over", s.run.id);
+        let context = |secrets: &Secrets| {
+            self.context(&s.plan.machine, s.plan.image.as_ref(), &s.run.id, secrets)
+        };
+        let redacted = context(&Secrets::redacted());
+        renderer.render(&template, &redacted)?;
+        let secrets = self.mint(&s, &redacted.wanted()).await?;
+        Ok(Some(renderer.render(&template, &context(&secrets))?))
+    }
+
+    /// Whether a config token has a document of this name.
+    #[must_use]
+    pub fn has_config(&self, token: &TokenRecord, document: &str) -> bool {
+        template_of(token, document, self.inner.deps.renderer.names()).is_some()
+    }
+}
+
+/// The template that a token serves under a document's name.
+fn template_of(token: &TokenRecord, document: &str, names: &[String]) -> Option<String> {
+    let subject = token.subject.as_deref()?;
+    let template = match (subject.ends_with('/'), document) {
+        (false, "") => subject.to_owned(),
+        (true, document) if SEED.contains(&document) => format!("{subject}{document}"),
+        _ => return None,
+    };
+    names.contains(&template).then_some(template)
+}
