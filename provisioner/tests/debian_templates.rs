@@ -66,6 +66,7 @@ ethernets:
     match:
       macaddress: "52:54:00:aa:00:01"
     dhcp4: false
+    accept-ra: false
     addresses:
       - "10.77.0.11/24"
   card1:
@@ -108,7 +109,9 @@ fn user_data_is_a_cloud_config_that_calls_home() {
         format!("RUN={RUN}\nIMAGE=blake3:00ff\nIMAGE_NAME=debian@12.9\n")
     );
     let script = "/usr/local/sbin/anneal-phone-home";
-    assert_eq!(config["runcmd"][0][0], script);
+    let command = config["runcmd"][0].as_array().unwrap();
+    assert_eq!(command[0], "systemd-run");
+    assert_eq!(command.last().unwrap(), script);
     let script = file(script);
     assert_eq!(script["permissions"], "0755");
     assert_eq!(

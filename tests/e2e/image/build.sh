@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: build.sh OUT.raw}
 suite=${ANNEAL_IMAGE_SUITE:-$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME" || echo bookworm)}
 mib=$((1024 * 1024))
-state_mib=${ANNEAL_IMAGE_STATE_MIB:-256}
+state_mib=${ANNEAL_IMAGE_STATE_MIB:-128}
 
 packages=systemd-sysv,systemd-resolved,udev,dbus,kmod,iproute2,login,passwd,e2fsprogs
 packages+=,initramfs-tools,dmsetup,zstd,linux-image-amd64,cloud-init,curl,ca-certificates
@@ -48,7 +48,8 @@ root_tree() {
 	local trim=(doc man locale info lintian linda bash-completion)
 	local options=()
 	for name in "${trim[@]}"; do options+=("--dpkgopt=path-exclude=/usr/share/$name/*"); done
-	mmdebstrap --quiet --variant=minbase --include="$packages" \
+	# The kernel package must not make its initramfs: customize.sh does, once, when all settings are there.
+	INITRD=No mmdebstrap --quiet --variant=minbase --include="$packages" \
 		--aptopt='APT::Install-Recommends "false"' "${options[@]}" \
 		--customize-hook="cp -rT '$here/root' \"\$1\"" \
 		--customize-hook="chmod 0755 \"\$1\"/etc/initramfs-tools/hooks/anneal" \
