@@ -35,6 +35,25 @@ impl Accel {
         }
     }
 
+    /// The processor for QEMU's `-cpu`: all that can be had, but emulated without the instruction (ERMS) that
+    /// makes Linux copy memory byte by byte, which is fast in hardware only.
+    #[must_use]
+    pub fn cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "max",
+            Self::Tcg => "max,erms=off",
+        }
+    }
+
+    /// The same for libvirt.
+    #[must_use]
+    pub fn domain_cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "<cpu mode='maximum'/>",
+            Self::Tcg => "<cpu mode='maximum'><feature policy='disable' name='erms'/></cpu>",
+        }
+    }
+
     /// The argument of QEMU's `-accel`.
     #[must_use]
     pub fn qemu(self) -> &'static str {

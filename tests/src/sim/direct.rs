@@ -98,7 +98,7 @@ impl DirectMachine {
             "-accel",
             self.accel.qemu(),
             "-cpu",
-            "max",
+            self.accel.cpu(),
         ])
         .args(["-m", "512", "-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-netdev", &netdev, "-device", &nic])

@@ -116,13 +116,14 @@ impl Machine {
              <name>{}</name><uuid>{}</uuid>\n\
              <memory unit='MiB'>{}</memory><vcpu>1</vcpu>\n\
              <features><acpi/><apic/></features>\n\
-             <cpu mode='maximum'/>\n\
+             {}\n\
              <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot>\
              <on_crash>destroy</on_crash>",
             accel.domain_type(),
             self.name,
             self.uuid,
-            self.memory_mib
+            self.memory_mib,
+            accel.domain_cpu()
         )?;
         self.write_firmware(xml)?;
         writeln!(xml, "<devices>")?;
@@ -162,16 +163,19 @@ impl Machine {
             return Ok(());
         }
         let (code, vars) = ovmf()?;
-        if self.kind == Kind::UefiHttp {
-            // OVMF tries PXE for minutes before HTTP unless it is told not to.
-            writeln!(
-                xml,
-                "<sysinfo type='fwcfg'>\n\
-                 <entry name='opt/org.tianocore/IPv4PXESupport'>n</entry>\n\
-                 <entry name='opt/org.tianocore/IPv6PXESupport'>n</entry>\n\
-                 </sysinfo>"
-            )?;
-        }
+        // The wire has no IPv6. And OVMF tries PXE for minutes before HTTP unless it is told not to.
+        writeln!(
+            xml,
+            "<sysinfo type='fwcfg'>\n\
+             <entry name='opt/org.tianocore/IPv6PXESupport'>n</entry>\n\
+             <entry name='opt/org.tianocore/IPv4PXESupport'>{}</entry>\n\
+             </sysinfo>",
+            if self.kind == Kind::UefiHttp {
+                "n"
+            } else {
+                "y"
+            }
+        )?;
         writeln!(
             xml,
             "<os><type arch='x86_64' machine='q35'>hvm</type>\n\
