@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -54,15 +56,57 @@ pub fn start(paths: &Paths) -> anyhow::Result<()> {
         .process_group(0);
     let mut child = command.spawn().context("starting the lab's keeper")?;
     std::fs::write(dir.join("pid"), child.id().to_string())?;
-    wait_for(Duration::from_secs(300), "the lab to come up", || {
+    let told = told_to_stop()?;
+    let up = wait_for(Duration::from_secs(300), "the lab to come up", || {
         if let Some(status) = child.try_wait()? {
             anyhow::bail!("the lab ended ({status}): {}", tail(&log, 20));
         }
+        anyhow::ensure!(!told.load(Ordering::Relaxed), "interrupted");
         Ok(dir.join("ready").exists().then_some(()))
-    })?;
+    });
+    if let Err(error) = up {
+        // Half a lab is of no use to anybody.
+        if child.try_wait()?.is_none() {
+            let raw = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            kill_process(raw.context("a pid is positive")?, Signal::TERM)?;
+            child.wait()?;
+        }
+        return Err(error);
+    }
     write_way_in(paths, child.id())?;
     print!("{}", std::fs::read_to_string(&log)?);
     Ok(())
+}
+
+/// Becomes true when this process is asked to end (Ctrl-C, SIGTERM, SIGHUP).
+fn told_to_stop() -> anyhow::Result<Arc<AtomicBool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let told = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    // Before the thread: from here on no signal is missed.
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _guard = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        )
+    };
+    let tell = Arc::clone(&told);
+    // Ends with the process, which has nothing else to do than to wait for the lab.
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        tell.store(true, Ordering::Relaxed);
+    });
+    Ok(told)
 }
 
 /// Inside: says what to try, then keeps everything up until it is killed.
