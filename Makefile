@@ -11,8 +11,12 @@ NETBOOT := .cache/netboot
 IMAGE := .cache/debian.raw
 RACK := target/debug/virtual-rack
 
+# The daemon's side of the workspace. Everything that builds it selects the same packages with the same features, so
+# that nothing is compiled twice: the features of a dependency depend on who is selected, and on whether tests are.
+SIDE := --workspace --exclude anneal-agent
+
 .PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz \
-  test-workspace test-agent test-scenarios check-format check-lints check-agent check-deny advisories
+  test-workspace test-agent test-scenarios check-format check-lints check-deny advisories
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +25,8 @@ setup: ## install what is missing (Debian 12+, Ubuntu); says what and why
 	@scripts/setup.sh
 
 build: setup ## build the daemon, the CLI and the virtual rack
-	@cargo build --quiet -p anneal -p anneal-tests --bins
+	@# There are no examples: asking for them makes cargo count the features that tests need.
+	@cargo build --quiet $(SIDE) --bins --examples
 
 netboot: setup ## boot files, kernel and the agent's initramfs, in .cache/netboot
 	@ipxe/fetch.sh $(NETBOOT)
@@ -51,17 +56,19 @@ deb: netboot ## a Debian package, in target/debian
 	@cargo build --quiet --release -p anneal
 	@packaging/deb.sh
 
-test: test-workspace test-agent test-scenarios ## every test: unit, protocol, scenarios on virtual machines
+test: test-workspace test-agent ## every test: unit, protocol, scenarios on virtual machines
 
-test-workspace: setup
-	$(AS_ROOT) cargo test --no-fail-fast --workspace --exclude anneal-agent --exclude anneal-tests
+# When the boot files cannot be made, the tests that need none still run.
+test-workspace: build
+	@$(MAKE) --no-print-directory netboot; made=$$?; \
+	$(AS_ROOT) cargo test --no-fail-fast $(SIDE) && exit $$made
 
 # Its own cargo run: the agent and the daemon must not share a TLS provider.
 test-agent: setup
 	$(AS_ROOT) cargo test --no-fail-fast -p anneal-agent
 
-test-scenarios: build netboot
-	$(AS_ROOT) cargo test --no-fail-fast -p anneal-tests
+test-scenarios: build netboot ## only the scenarios
+	$(AS_ROOT) cargo test $(SIDE) --test scenarios
 
 FUZZ_SECONDS ?= 60
 fuzz: setup ## mutated input for each parser that faces the network, FUZZ_SECONDS each
@@ -69,16 +76,14 @@ fuzz: setup ## mutated input for each parser that faces the network, FUZZ_SECOND
 	  CARGO_TARGET_DIR=target/fuzz cargo run --quiet --manifest-path fuzz/Cargo.toml --bin "$$(basename "$$target" .rs)" -- $(FUZZ_SECONDS) || exit 1; \
 	done
 
-check: check-format check-lints check-agent check-deny ## formatting, lints, licences and sources of dependencies
+check: check-format check-lints check-deny ## formatting, lints, licences and sources of dependencies
 
 check-format: setup
 	cargo fmt --all --check
 
+# All in one run: nothing of it is started, so daemon and agent may share features here.
 check-lints: setup
-	cargo clippy --quiet --workspace --exclude anneal-agent --all-targets -- -D warnings
-
-check-agent: setup
-	cargo clippy --quiet -p anneal-agent --all-targets -- -D warnings
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
 
 check-deny: setup
 	deny=$$(scripts/cargo-deny.sh) && "$$deny" check --hide-inclusion-graph licenses bans sources

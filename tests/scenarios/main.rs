@@ -2,8 +2,8 @@
 //!
 //! Each scenario runs in network, process and mount namespaces of its own
 //! ([`anneal_tests::sim::isolate`]), two at a time. Output is that of the standard harness, so
-//! that what counts tests can count these. `cargo test -p anneal-tests --test scenarios -- NAME` runs those
-//! whose name contains `NAME`; `--list` lists them.
+//! that what counts tests can count these. `cargo test --workspace --exclude anneal-agent --test scenarios -- NAME`
+//! runs those whose name contains `NAME`; `--list` lists them.
 
 mod bench;
 mod daemon_killed;
@@ -20,16 +20,16 @@ use std::process::ExitCode;
 use anneal_tests::sim::isolate::{self, Place};
 use runner::Scenario;
 
-/// All scenarios, by subject.
+/// All scenarios, by subject; the long ones first, so that none is left running alone at the end.
 fn all() -> Vec<Scenario> {
     [
-        start::SCENARIOS,
-        refusals::SCENARIOS,
-        tokens::SCENARIOS,
-        daemon_killed::SCENARIOS,
         machine_lost::SCENARIOS,
+        daemon_killed::SCENARIOS,
         image_faults::SCENARIOS,
         unregistered::SCENARIOS,
+        tokens::SCENARIOS,
+        refusals::SCENARIOS,
+        start::SCENARIOS,
     ]
     .concat()
 }
