@@ -20,11 +20,16 @@ readonly NEWER_DEBIAN=trixie  # first Debian release that has it
 die() { echo "ipxe/fetch.sh: $*" >&2; exit 1; }
 
 [ $# -eq 1 ] || die "usage: ipxe/fetch.sh OUTPUT_DIR"
-for tool in dpkg dpkg-deb sha256sum awk; do
+for tool in dpkg dpkg-deb sha256sum awk flock; do
     command -v "$tool" >/dev/null || die "$tool is missing: this needs Debian, Ubuntu or a machine with dpkg and coreutils"
 done
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
+
+# One at a time: whoever waited finds the work done.
+mkdir -p "$out/.cache"
+exec 9>"$out/.cache/fetch.lock"
+flock 9
 
 # VERSION: "ipxe <version>", then the SHA-256 of each file as sha256sum prints it.
 if [ -f "$out/VERSION" ] && grep -q '^ipxe ' "$out/VERSION" \

@@ -14,8 +14,8 @@ for candidate in "$TOOLS/bin/cargo-deny" "$(command -v cargo-deny || true)"; do
 done
 
 echo "check: building cargo-deny $VERSION into $TOOLS, once; this takes some minutes" >&2
-# An unoptimised build: it reads one lock file, and building it is what costs time.
-cargo install --quiet --locked --debug --root "$TOOLS" --target-dir "$TOOLS/target" \
+# An unoptimised build without debug information: it reads one lock file, and building it is what costs time.
+CARGO_PROFILE_DEV_DEBUG=none cargo install --quiet --locked --debug --root "$TOOLS" --target-dir "$TOOLS/target" \
   "cargo-deny@$VERSION" </dev/null >&2
 rm -rf "$TOOLS/target"
 realpath "$TOOLS/bin/cargo-deny"
