@@ -49,6 +49,7 @@ udhcpc|another real DHCP client in the tests
 ignition|a real first-boot loader that fetches its configuration by URL
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests
+nginx-light|an independent HTTP server: what the image port is compared with
 '
 
 say() { printf '%s\n' "setup: $*"; }

@@ -15,6 +15,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{Recorder, kind};
+use crate::http::blob::BlobMetrics;
 use crate::store::EventRow;
 use crate::workflow::Engine;
 
@@ -47,6 +48,7 @@ pub struct Metrics {
     phases: Family<PhaseLabel, Histogram>,
     boot_bytes: Family<ProtocolLabel, Counter>,
     events_lost: Counter,
+    image_port: BlobMetrics,
     resident: Gauge<u64, AtomicU64>,
 }
 
@@ -78,6 +80,7 @@ impl Metrics {
             "Events not stored: the disk could not keep up, or strangers caused too many",
             events_lost.clone(),
         );
+        let image_port = BlobMetrics::register(&mut registry);
         let resident = Gauge::default();
         registry.register_with_unit(
             "resident_memory",
@@ -93,8 +96,15 @@ impl Metrics {
             phases,
             boot_bytes,
             events_lost,
+            image_port,
             resident,
         }
+    }
+
+    /// The counters of the image port.
+    #[must_use]
+    pub fn image_port(&self) -> BlobMetrics {
+        self.image_port.clone()
     }
 
     /// The exposition text.

@@ -4,6 +4,8 @@
 //! answers on the wire. Every task is in one `JoinSet`; the first that ends unexpectedly stops
 //! the others, and the process exits with an error.
 
+mod banner;
+mod image_port;
 mod source;
 mod state;
 
@@ -21,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::boot::BootFiles;
 use crate::event::{self, Event, Recorder, Writer};
 use crate::http::listener::Listener;
-use crate::http::{agent, api, boot as boot_http, config, node};
+use crate::http::{agent, api, blob, boot as boot_http, config, node};
 use crate::machine::Directory;
 use crate::metrics::Metrics;
 use crate::pki::Pki;
@@ -69,6 +71,9 @@ pub struct SharedParts {
     pub inventory: tokio::sync::Mutex<()>,
     /// Metrics.
     pub metrics: Metrics,
+    /// Base URL of the image port as machines reach it, `http://10.77.0.1:8081`; none when there
+    /// is none. [`blob::url`] makes the URL of a file.
+    pub image_url: Option<String>,
     /// Set when the daemon stops.
     pub stop: CancellationToken,
 }
@@ -87,6 +92,7 @@ pub struct App {
     writer: Writer,
     boot_listener: Listener,
     tls_listener: Listener,
+    image_port: Option<blob::Server>,
     dhcp: Option<dhcp::Server>,
     tftp: Option<tftp::Server>,
     boot_router: Router,
@@ -138,6 +144,9 @@ impl App {
         let keys = image::Keyring::open(&state_dir.join("image-key.pem"))?;
         let images =
             Arc::new(image::Catalog::open(store.clone(), state_dir.join("images"), keys).await?);
+        let metrics = Metrics::new();
+        let port = image_port::bind(&settings, &images, &directory, &recorder, &metrics).await?;
+        let (image_port, image_url) = port.unzip();
         let passwords = bmc::PasswordDirs::new(settings.password_dirs.clone());
         let bmc = Arc::new(bmc::BmcPool::new(passwords.clone()));
         let engine = Engine::new(EngineDeps {
@@ -152,6 +161,7 @@ impl App {
             node_url: server_url.clone(),
             plain_config_url: settings.plain_config_urls.then(|| boot_url.clone()),
             ca_pem: pki.ca_pem().to_owned(),
+            image_url: image_url.clone(),
         });
         let dhcp = match &settings.dhcp {
             Some(dhcp_settings) => Some(
@@ -190,7 +200,8 @@ impl App {
             passwords,
             directory: directory.clone(),
             inventory: tokio::sync::Mutex::new(()),
-            metrics: Metrics::new(),
+            metrics,
+            image_url,
             stop: CancellationToken::new(),
         }));
         state::write_admin_context(&shared, &server_url).await?;
@@ -205,60 +216,12 @@ impl App {
             writer,
             boot_listener,
             tls_listener,
+            image_port,
             dhcp,
             tftp,
             boot_router,
             bmc,
         })
-    }
-
-    /// What an operator wants to see at start.
-    ///
-    /// # Errors
-    /// When a socket is gone.
-    pub fn banner(&self) -> anyhow::Result<String> {
-        let settings = &self.shared.settings;
-        let mut lines = vec![
-            format!(
-                "anneal {} on {} ({})",
-                env!("CARGO_PKG_VERSION"),
-                settings.interface,
-                settings.address
-            ),
-            format!(
-                "  API, agents, nodes   https://{}",
-                self.tls_listener.local_addr()?
-            ),
-            format!(
-                "  boot files           http://{}/boot/",
-                self.boot_listener.local_addr()?
-            ),
-        ];
-        lines.push(match &self.tftp {
-            Some(_) => format!("  TFTP                 {}:69", settings.address.ip),
-            None => "  TFTP                 off".to_owned(),
-        });
-        lines.push(match &settings.dhcp {
-            Some(dhcp) => format!(
-                "  DHCP                 {}: {}",
-                settings.interface,
-                dhcp_scope(dhcp)
-            ),
-            None => "  DHCP                 off".to_owned(),
-        });
-        lines.push(format!(
-            "  state                {}",
-            settings.state_dir.display()
-        ));
-        lines.push(format!(
-            "  CA fingerprint       sha256:{}",
-            self.shared.pki.ca_sha256()
-        ));
-        lines.push(format!(
-            "  admin context        {}",
-            settings.state_dir.join("admin.context.json").display()
-        ));
-        Ok(lines.join("\n"))
     }
 
     /// Serves until `signal` comes, or a failure.
@@ -284,6 +247,9 @@ impl App {
             "the boot listener",
             self.boot_listener.run(boot_router, stop.clone()),
         );
+        if let Some(server) = self.image_port {
+            spawn(&mut tasks, "the image port", server.run(stop.clone()));
+        }
         if let Some(server) = self.dhcp {
             spawn(&mut tasks, "DHCP", server.run(stop.clone()));
         }
@@ -472,18 +438,6 @@ fn probe_mac() -> anyhow::Result<Mac> {
     Ok(Mac(bytes))
 }
 
-fn dhcp_scope(dhcp: &crate::settings::DhcpSettings) -> String {
-    match (dhcp.pool, dhcp.serve_unknown) {
-        (Some((first, last)), true) => {
-            format!("reserved addresses of the inventory, {first} to {last} for anybody else")
-        }
-        (Some((first, last)), false) => {
-            format!("reserved addresses of the inventory, {first} to {last} for the rest of it")
-        }
-        (None, _) => "reserved addresses of the inventory, nobody else".to_owned(),
-    }
-}
-
 /// Where the daemon listens, for tests that bind port 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
@@ -491,6 +445,8 @@ pub struct Addresses {
     pub tls: SocketAddr,
     /// Plain HTTP: boot.
     pub boot: SocketAddr,
+    /// Plain HTTP: images, if they are served so.
+    pub images: Option<SocketAddr>,
 }
 
 impl App {
@@ -502,6 +458,10 @@ impl App {
         Ok(Addresses {
             tls: self.tls_listener.local_addr()?,
             boot: self.boot_listener.local_addr()?,
+            images: match &self.image_port {
+                Some(port) => Some(port.local_addr()?),
+                None => None,
+            },
         })
     }
 

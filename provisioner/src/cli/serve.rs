@@ -53,6 +53,12 @@ pub struct Args {
     /// Port of TLS: API, agents, nodes [default: 8443]
     #[arg(long, value_name = "PORT")]
     tls_port: Option<String>,
+    /// Where images are served over plain HTTP [default: :8081]
+    #[arg(long, value_name = "[ADDRESS]:PORT")]
+    images_listen: Option<String>,
+    /// Do not serve images over plain HTTP; agents fetch them over TLS
+    #[arg(long)]
+    no_plain_images: bool,
     /// Start although another DHCP server answers on this wire
     #[arg(long)]
     allow_foreign_dhcp: bool,
@@ -89,6 +95,8 @@ fn flags(args: Args) -> Flags {
         dhcp_pool: args.dhcp_pool,
         boot_port: args.boot_port,
         tls_port: args.tls_port,
+        images_listen: args.images_listen,
+        no_plain_images: args.no_plain_images,
         no_dhcp: args.no_dhcp,
         no_tftp: args.no_tftp,
         allow_foreign_dhcp: args.allow_foreign_dhcp,

@@ -35,6 +35,9 @@ pub mod kind {
     pub const TFTP: &str = "tftp.transfer";
     /// An HTTP boot file was sent; `data.file`, `data.bytes`, `data.duration_ms`.
     pub const HTTP: &str = "http.transfer";
+    /// A machine fetched an image, or part of one; `data.image`, `data.bytes`, `data.requests`,
+    /// `data.duration_ms`. Many ranges are one event.
+    pub const IMAGE: &str = "image.transfer";
     /// A boot script was rendered; `data.target` is `agent` or `disk`.
     pub const BOOT_SCRIPT: &str = "boot.script";
     /// The agent redeemed its boot token.

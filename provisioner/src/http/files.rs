@@ -117,11 +117,43 @@ pub fn respond(headers: &HeaderMap, method: &Method, blob: &Blob) -> Response {
     if method != Method::GET && method != Method::HEAD {
         let mut refused = Response::new(Body::empty());
         *refused.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        set(&mut refused, axum::http::header::ALLOW, "GET, HEAD");
+        set(
+            refused.headers_mut(),
+            axum::http::header::ALLOW,
+            "GET, HEAD",
+        );
         return refused;
     }
-    let tag = format!("\"{}\"", blob.etag);
     let total = blob.content.len();
+    let answer = answer(headers, &blob.etag, blob.content_type, total);
+    let body = if method == Method::HEAD || answer.length == 0 {
+        Body::empty()
+    } else {
+        stream(blob.content.clone(), answer.first, answer.length)
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
+/// The head of an answer, and which bytes follow it.
+#[derive(Debug)]
+pub struct Answered {
+    /// Status.
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// First byte of the content that is sent.
+    pub first: u64,
+    /// How many are sent (to a GET).
+    pub length: u64,
+}
+
+/// Answers a GET or HEAD for `total` bytes of content with the tag `etag` (without quotes).
+#[must_use]
+pub fn answer(headers: &HeaderMap, etag: &str, content_type: &'static str, total: u64) -> Answered {
+    let tag = format!("\"{etag}\"");
     let answer = decide(headers, &tag, total);
     let (status, first, length) = match answer {
         Answer::Whole => (StatusCode::OK, 0, total),
@@ -130,38 +162,34 @@ pub fn respond(headers: &HeaderMap, method: &Method, blob: &Blob) -> Response {
         Answer::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, 0, 0),
         Answer::Unsatisfiable => (StatusCode::RANGE_NOT_SATISFIABLE, 0, 0),
     };
-    let body = if method == Method::HEAD || length == 0 {
-        Body::empty()
-    } else {
-        stream(blob.content.clone(), first, length)
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    set(&mut response, ETAG, &tag);
-    set(&mut response, ACCEPT_RANGES, "bytes");
+    let mut out = HeaderMap::new();
+    set(&mut out, ETAG, &tag);
+    set(&mut out, ACCEPT_RANGES, "bytes");
     if answer != Answer::NotModified {
-        set(&mut response, CONTENT_LENGTH, &length.to_string());
+        set(&mut out, CONTENT_LENGTH, &length.to_string());
     }
     match answer {
-        Answer::Whole => set(&mut response, CONTENT_TYPE, blob.content_type),
+        Answer::Whole => set(&mut out, CONTENT_TYPE, content_type),
         Answer::Part(first, last) => {
-            set(&mut response, CONTENT_TYPE, blob.content_type);
-            set(
-                &mut response,
-                CONTENT_RANGE,
-                &format!("bytes {first}-{last}/{total}"),
-            );
+            set(&mut out, CONTENT_TYPE, content_type);
+            let range = format!("bytes {first}-{last}/{total}");
+            set(&mut out, CONTENT_RANGE, &range);
         }
-        Answer::Unsatisfiable => set(&mut response, CONTENT_RANGE, &format!("bytes */{total}")),
+        Answer::Unsatisfiable => set(&mut out, CONTENT_RANGE, &format!("bytes */{total}")),
         Answer::NotModified | Answer::PreconditionFailed => {}
     }
-    response
+    Answered {
+        status,
+        headers: out,
+        first,
+        length,
+    }
 }
 
 /// Sets a header; a value that HTTP cannot carry (never one of ours) is left out.
-fn set(response: &mut Response, name: HeaderName, value: &str) {
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        response.headers_mut().insert(name, value);
+        headers.insert(name, value);
     }
 }
 

@@ -50,18 +50,29 @@ const MAX_CONNECTIONS: usize = 1_024;
 /// Connections at once of one client, so that no single one takes them all.
 const MAX_PER_CLIENT: usize = 64;
 
-/// How many connections each client has.
-#[derive(Debug, Clone, Default)]
-struct Clients(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// How many connections each client has, and may have.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    most: usize,
+}
 
 /// One connection of a client; leaving it out of scope gives it back.
-struct Place(Clients, IpAddr);
+#[derive(Debug)]
+pub(super) struct Place(Clients, IpAddr);
 
 impl Clients {
-    fn enter(&self, client: IpAddr) -> Option<Place> {
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Nobody is connected yet; `most` connections of one client at once.
+    pub(super) fn new(most: usize) -> Self {
+        let open = Arc::default();
+        Self { open, most }
+    }
+
+    /// One more connection of `client`, unless it has as many as it may.
+    pub(super) fn enter(&self, client: IpAddr) -> Option<Place> {
+        let mut clients = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = clients.entry(client).or_default();
-        if *count >= MAX_PER_CLIENT {
+        if *count >= self.most {
             return None;
         }
         *count += 1;
@@ -71,7 +82,7 @@ impl Clients {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut clients = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = clients.get_mut(&self.1) {
             *count -= 1;
             if *count == 0 {
@@ -107,21 +118,7 @@ impl Listener {
         address: SocketAddr,
         tls: Option<rustls::ServerConfig>,
     ) -> anyhow::Result<Self> {
-        let socket = TcpListener::bind(address).await.map_err(|error| {
-            let hint = match error.kind() {
-                std::io::ErrorKind::AddrInUse => {
-                    "another program has this port: stop it or choose another port"
-                }
-                std::io::ErrorKind::PermissionDenied => {
-                    "ports below 1024 need root or CAP_NET_BIND_SERVICE"
-                }
-                std::io::ErrorKind::AddrNotAvailable => {
-                    "this host does not have that address: see --address and --interface"
-                }
-                _ => "check the address",
-            };
-            anyhow::Error::new(error).context(format!("listening on TCP {address}: {hint}"))
-        })?;
+        let socket = bind(address).await?;
         Ok(Self {
             socket,
             tls: tls.map(Arc::new),
@@ -151,7 +148,7 @@ impl Listener {
     pub async fn run(self, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let mut connections = JoinSet::new();
         let acceptor = self.tls.map(TlsAcceptor::from);
-        let clients = Clients::default();
+        let clients = Clients::new(MAX_PER_CLIENT);
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -191,6 +188,28 @@ impl Listener {
         }
         Ok(())
     }
+}
+
+/// Binds a TCP socket.
+///
+/// # Errors
+/// When the address cannot be bound; the message names it and what to do.
+pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "another program has this port: stop it or choose another port"
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this host does not have that address: see --address and --interface"
+            }
+            _ => "check the address",
+        };
+        anyhow::Error::new(error).context(format!("listening on TCP {address}: {hint}"))
+    })
 }
 
 async fn connection(

@@ -1,9 +1,11 @@
-//! HTTP: the plain boot listener and the TLS listener for operators, agents and nodes.
+//! HTTP: the plain boot listener, the plain image port, and the TLS listener for operators, agents
+//! and nodes.
 //!
 //! Handlers record facts and intents; they decide nothing.
 
 pub mod agent;
 pub mod api;
+pub mod blob;
 pub mod boot;
 pub mod config;
 pub mod files;

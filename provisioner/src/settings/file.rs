@@ -31,6 +31,10 @@ pub(super) struct SettingsFile {
 pub(super) struct ImagesFile {
     pub require_proof: Option<bool>,
     pub trusted_keys: Vec<Spanned<String>>,
+    pub listen: Option<Spanned<String>>,
+    pub plain: Option<bool>,
+    pub limit_per_machine: Option<Spanned<String>>,
+    pub limit_total: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

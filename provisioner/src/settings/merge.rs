@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::{DhcpFile, EventsFile, ImagesFile, SettingsFile};
+use super::file::{DhcpFile, EventsFile, SettingsFile};
 use super::interface::{self, Interface};
-use super::{DhcpSettings, EventSettings, Flags, ImageSettings, Settings, SettingsError};
+use super::{DhcpSettings, EventSettings, Flags, Settings, SettingsError};
 use crate::machine::Cidr;
 use crate::workflow::duration;
 use crate::yaml::{self, Spanned};
@@ -91,15 +91,15 @@ fn parse(text: &str, file: &str) -> Result<SettingsFile, SettingsError> {
 }
 
 /// A value and where it came from, for refusals.
-struct Given {
-    text: String,
+pub(super) struct Given {
+    pub(super) text: String,
     from: String,
     /// Directory that a relative path is meant in.
     directory: PathBuf,
 }
 
 impl Given {
-    fn refuse(&self, message: impl std::fmt::Display) -> SettingsError {
+    pub(super) fn refuse(&self, message: impl std::fmt::Display) -> SettingsError {
         refuse(&self.from, message)
     }
 
@@ -109,7 +109,7 @@ impl Given {
             .map_err(|_| self.refuse(format!("\"{}\" is not {expected}", self.text)))
     }
 
-    fn path(self) -> PathBuf {
+    pub(super) fn path(self) -> PathBuf {
         self.directory.join(self.text)
     }
 }
@@ -121,10 +121,10 @@ fn refuse(from: &str, message: impl std::fmt::Display) -> SettingsError {
     }
 }
 
-struct Merge<'a> {
+pub(super) struct Merge<'a> {
     name: String,
     directory: PathBuf,
-    flags: &'a Flags,
+    pub(super) flags: &'a Flags,
     host: &'a Host,
 }
 
@@ -179,6 +179,11 @@ impl Merge<'_> {
                 .unwrap_or_else(|| self.installed_netboot_dir()),
             workflows_dir: path("", None, raw.workflows_dir),
             templates_dir: path("", None, raw.templates_dir),
+            images: self.images(
+                raw.images.unwrap_or_default(),
+                address,
+                [("boot", boot_port), ("TLS", tls_port)],
+            )?,
             dhcp: self.dhcp(raw.dhcp.unwrap_or_default(), address)?,
             interface,
             address,
@@ -191,17 +196,8 @@ impl Merge<'_> {
                 Duration::from_secs(10)..=Duration::from_secs(3600),
             )?,
             plain_config_urls: raw.plain_config_urls.unwrap_or(false),
-            images: self.images(&raw.images.unwrap_or_default()),
             events: self.events(raw.events.unwrap_or_default())?,
         })
-    }
-
-    fn images(&self, raw: &ImagesFile) -> ImageSettings {
-        let path = |value| self.in_file(value).path();
-        ImageSettings {
-            require_proof: raw.require_proof.unwrap_or(true),
-            trusted_keys: raw.trusted_keys.iter().map(path).collect(),
-        }
     }
 
     /// The flags' directories, or else the file's, or else the usual ones.
@@ -300,7 +296,7 @@ impl Merge<'_> {
     }
 
     /// The flag's value, or else the file's.
-    fn pick(
+    pub(super) fn pick(
         &self,
         flag: &str,
         given: Option<&String>,
@@ -316,7 +312,7 @@ impl Merge<'_> {
         }
     }
 
-    fn in_file<T: ToString>(&self, value: &Spanned<T>) -> Given {
+    pub(super) fn in_file<T: ToString>(&self, value: &Spanned<T>) -> Given {
         let at = value.referenced;
         Given {
             text: value.value.to_string(),

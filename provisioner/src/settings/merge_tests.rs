@@ -249,6 +249,8 @@ fn the_reference_file_tells_the_defaults() {
         Path::new("/etc/anneal/templates")
     );
     assert!(!std::mem::take(&mut settings.images.trusted_keys).is_empty());
+    assert!(settings.images.limits.per_machine.take().is_some());
+    assert!(settings.images.limits.total.take().is_some());
     let dhcp = settings.dhcp.as_mut().unwrap();
     assert!(dhcp.pool.take().is_some());
     assert!(dhcp.router.take().is_some());
@@ -274,6 +276,10 @@ fn the_reference_file_tells_the_defaults() {
         "images",
         "  require_proof",
         "  trusted_keys",
+        "  listen",
+        "  plain",
+        "  limit_per_machine",
+        "  limit_total",
         "plain_config_urls",
         "  enabled",
         "  pool",

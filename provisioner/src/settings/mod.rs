@@ -6,6 +6,7 @@
 //! Not here: the flags' names and help (`cli::serve`), and opening sockets (`app`).
 
 mod file;
+mod images;
 pub mod interface;
 mod merge;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use crate::machine::Cidr;
 use crate::yaml::YamlError;
 
+pub use images::ImageSettings;
 pub use merge::{Host, merge};
 
 /// Where the settings file is looked for when no flag names one.
@@ -40,6 +42,10 @@ pub struct Flags {
     pub boot_port: Option<String>,
     /// `--tls-port`
     pub tls_port: Option<String>,
+    /// `--images-listen`
+    pub images_listen: Option<String>,
+    /// `--no-plain-images`
+    pub no_plain_images: bool,
     /// `--no-dhcp`
     pub no_dhcp: bool,
     /// `--no-tftp`
@@ -130,15 +136,6 @@ pub struct Settings {
     pub images: ImageSettings,
     /// How many events are kept.
     pub events: EventSettings,
-}
-
-/// What images must bring along.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageSettings {
-    /// Refuse images without proof of their publisher, unless an admin asks for it each time.
-    pub require_proof: bool,
-    /// Files of keys; when there are any, only signatures by these count.
-    pub trusted_keys: Vec<PathBuf>,
 }
 
 /// Which events are kept; those of active runs always are.

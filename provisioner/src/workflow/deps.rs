@@ -42,6 +42,9 @@ pub struct EngineDeps {
     pub plain_config_url: Option<String>,
     /// The daemon's CA, PEM.
     pub ca_pem: String,
+    /// Base URL of the image port, `http://10.77.0.1:8081`; none when images go over TLS only.
+    /// [`crate::http::blob::url`] makes the URL of a file.
+    pub image_url: Option<String>,
 }
 
 /// Makes and revokes tokens of runs.

@@ -452,6 +452,7 @@ impl Rack {
             node_url: "https://10.77.0.1:8443".into(),
             plain_config_url: None,
             ca_pem: "PEM".into(),
+            image_url: None,
         });
         if let Some(points) = crash_after {
             engine.inner.crash.after(points);

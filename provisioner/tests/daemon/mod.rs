@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anneal_protocol::cmdline::Boot;
 use provisioner::app::{App, Shared};
+use provisioner::http::blob::Limits;
 use provisioner::machine::Cidr;
 use provisioner::settings::{EventSettings, ImageSettings, Settings};
 use serde_json::{Value, json};
@@ -31,6 +32,7 @@ pub const INVENTORY: &str = r#"machines:
 pub struct Daemon {
     pub tls: String,
     pub boot: String,
+    pub images: String,
     pub key: String,
     pub admin: reqwest::Client,
     pub anonymous: reqwest::Client,
@@ -80,6 +82,8 @@ pub fn settings(state: &Path) -> Settings {
         images: ImageSettings {
             require_proof: true,
             trusted_keys: Vec::new(),
+            listen: Some(([10, 77, 0, 1], 0).into()),
+            limits: Limits::default(),
         },
         events: EventSettings::default(),
         plain_config_urls: false,
@@ -161,6 +165,7 @@ impl Daemon {
         Self {
             tls: format!("https://{}", addresses.tls),
             boot: format!("http://{}", addresses.boot),
+            images: shared.image_url.clone().unwrap(),
             admin: client(&ca, Some(&key), None),
             anonymous: client(&ca, None, None),
             key,

@@ -11,6 +11,8 @@ fn policy() -> Policy {
     let settings = ImageSettings {
         require_proof: true,
         trusted_keys: Vec::new(),
+        listen: None,
+        limits: crate::http::blob::Limits::default(),
     };
     Policy::load(&settings, "unused".into()).unwrap()
 }
