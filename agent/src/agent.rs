@@ -11,7 +11,7 @@ use anyhow::Context as _;
 
 use crate::boot::{self, Departure};
 use crate::client::{CallError, Client, Identity, insist};
-use crate::cmdline::{Options, kernel_cmdline};
+use crate::cmdline::{Options, kernel_cmdline, memory_limit};
 use crate::disk;
 use crate::step::{self, Context};
 use crate::{inventory, net, report};
@@ -31,6 +31,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 pub fn run(options: Options) -> anyhow::Result<()> {
     let text = kernel_cmdline(&options).context("cannot read the kernel command line")?;
     let boot = Boot::parse(&text)?;
+    let memory = memory_limit(&text)?;
     tracing::info!(
         machine = boot.machine,
         run = boot.run,
@@ -51,12 +52,12 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let departure = runtime.block_on(session(Arc::new(options.clone()), &boot))?;
+    let departure = runtime.block_on(session(Arc::new(options.clone()), &boot, memory))?;
     boot::leave(&options, departure)
 }
 
 /// Enrols and carries out orders until one of them leaves the agent.
-async fn session(options: Arc<Options>, boot: &Boot) -> anyhow::Result<Departure> {
+async fn session(options: Arc<Options>, boot: &Boot, memory: u64) -> anyhow::Result<Departure> {
     let boot_id = hex::encode(net::random::<16>()?);
     let (client, image_keys, run) = enroll(boot, &boot_id).await?;
     report::remember_way_out(client.clone(), &boot_id);
@@ -64,6 +65,7 @@ async fn session(options: Arc<Options>, boot: &Boot) -> anyhow::Result<Departure
         options,
         client,
         image_keys,
+        memory,
     };
     let mut request = NextRequest {
         run,

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use crate::io::memory;
+
 /// How to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -21,6 +23,8 @@ pub struct Options {
 }
 
 const USAGE: &str = "usage: anneal-agent [--cmdline TEXT] [--no-net] [--reboot-command COMMAND] [--allow-loop /dev/loopN]...
+
+       anneal-agent write --help
 
 Runs as PID 1 of anneal's netboot environment. The switches are for tests:
   --cmdline TEXT            use TEXT in place of /proc/cmdline
@@ -85,6 +89,24 @@ pub fn kernel_cmdline(options: &Options) -> std::io::Result<String> {
     }
 }
 
+/// Most memory for an image on its way: `anneal.memory=`, in MiB, or the default. In bytes.
+///
+/// # Errors
+/// When the value is no number of MiB.
+pub fn memory_limit(cmdline: &str) -> anyhow::Result<u64> {
+    let words = cmdline.split_ascii_whitespace();
+    let Some(value) = words
+        .filter_map(|word| word.strip_prefix("anneal.memory="))
+        .last()
+    else {
+        return Ok(memory::DEFAULT_LIMIT);
+    };
+    let mib: u32 = value.parse().map_err(|_| {
+        anyhow::anyhow!("kernel command line has anneal.memory={value}, expected MiB")
+    })?;
+    Ok(u64::from(mib) << 20)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +140,14 @@ mod tests {
                 allow_loop: vec!["/dev/loop7".into(), "/dev/loop12".into()],
             }
         );
+    }
+
+    #[test]
+    fn reads_the_memory_limit() {
+        assert_eq!(memory_limit("quiet").unwrap(), memory::DEFAULT_LIMIT);
+        assert_eq!(memory_limit("anneal.memory=64 quiet").unwrap(), 64 << 20);
+        let error = memory_limit("anneal.memory=64M").unwrap_err().to_string();
+        assert!(error.contains("anneal.memory=64M"), "{error}");
     }
 
     #[test]

@@ -22,3 +22,4 @@ pub mod io;
 pub mod net;
 pub mod report;
 pub mod step;
+pub mod write;

@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use anneal_agent::{agent, cmdline::Options, init};
+use anneal_agent::{agent, cmdline::Options, init, write};
 
 fn main() -> ExitCode {
     let mut args = std::env::args();
@@ -22,6 +22,10 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         // The kernel passes words it does not know as arguments: they are not for us.
         init::run(|| agent::run(Options::pid1()));
+    }
+    let mut args = args.peekable();
+    if args.next_if(|word| word == "write").is_some() {
+        return write::main(args);
     }
     let options = match Options::parse(args) {
         Ok(Some(options)) => options,

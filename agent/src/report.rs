@@ -105,9 +105,9 @@ pub fn begin(order: &OrderId) {
     buffer.dropped = 0;
 }
 
-/// Says how far the step is.
-pub fn progress(done: u64, total: u64) {
-    buffer().progress = Some(Progress { done, total });
+/// Says how far the step is, and at how many bytes per second of late (0: not measured).
+pub fn progress(done: u64, total: u64, rate: u64) {
+    buffer().progress = Some(Progress { done, total, rate });
 }
 
 /// Sends until `stop`, then once more what is left, and ends. Cancels `abandon` when the daemon
@@ -293,16 +293,31 @@ mod tests {
     #[test]
     fn what_was_not_sent_comes_back_in_order() {
         let mut buffer = empty(Some(order(1)));
-        buffer.progress = Some(Progress { done: 1, total: 9 });
+        buffer.progress = Some(Progress {
+            done: 1,
+            total: 9,
+            rate: 0,
+        });
         (0..3).for_each(|n| buffer.push(line(n)));
         let report = buffer.take("b", false).unwrap();
         buffer.push(line(3));
-        buffer.progress = Some(Progress { done: 2, total: 9 });
+        buffer.progress = Some(Progress {
+            done: 2,
+            total: 9,
+            rate: 0,
+        });
         buffer.restore(report);
         let report = buffer.take("b", false).unwrap();
         let texts: Vec<_> = report.logs.iter().map(|l| l.text.as_str()).collect();
         assert_eq!(texts, ["0", "1", "2", "3"]);
-        assert_eq!(report.progress, Some(Progress { done: 2, total: 9 }));
+        assert_eq!(
+            report.progress,
+            Some(Progress {
+                done: 2,
+                total: 9,
+                rate: 0
+            })
+        );
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Context {
     pub client: Client,
     /// Keys, one of which must have signed an image's manifest, hex.
     pub image_keys: Vec<String>,
+    /// Most memory for an image on its way, in bytes.
+    pub memory: u64,
 }
 
 impl Context {
@@ -121,9 +123,14 @@ async fn run(context: &Context, action: &AgentAction, cancel: &CancellationToken
             disk,
             verify,
             stall_timeout_ms,
+            options,
         } => {
-            let stall_timeout = Duration::from_millis(stall_timeout_ms);
-            succeeded(stream::run(context, &image, disk, verify, stall_timeout, cancel).await?)
+            let how = stream::How {
+                verify,
+                stall_timeout: Duration::from_millis(stall_timeout_ms),
+                options,
+            };
+            succeeded(stream::run(context, &image, disk, how, cancel).await?)
         }
         AgentAction::WriteFile { .. } => {
             succeeded(blocking(move || files::write(&options, &action)).await?)

@@ -60,17 +60,68 @@ pub fn decode_frame(
     // Writes no more than the vector's capacity, so a bomb ends here.
     let decoded = zstd::bulk::Decompressor::new()
         .and_then(|mut zstd| zstd.decompress_to_buffer(encoded, raw));
-    let right = decoded.is_ok()
-        && raw.len() == length
-        && match manifest.frames()[index].digest {
-            Some(digest) => blake3::hash(raw) == digest,
-            None => is_zero(raw),
-        };
-    if !right {
+    if decoded.is_err() || !is_slice(manifest, index, raw) {
         raw.clear();
         return Err(corrupt);
     }
     Ok(())
+}
+
+/// Decodes frames, one after the other, into memory of the caller's. Keeps its working memory:
+/// one for each thread.
+pub struct FrameDecoder(zstd::bulk::Decompressor<'static>);
+
+impl std::fmt::Debug for FrameDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FrameDecoder")
+    }
+}
+
+impl FrameDecoder {
+    /// A decoder.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new() -> std::io::Result<Self> {
+        zstd::bulk::Decompressor::new().map(Self)
+    }
+
+    /// Decodes one frame and verifies it; returns the slice of the disk, which begins where
+    /// `memory` begins. On failure what is in `memory` must not be used.
+    ///
+    /// # Errors
+    /// [`FrameError::Corrupt`] when the bytes are not those of the image, or `memory` is smaller
+    /// than the slice.
+    ///
+    /// # Panics
+    /// When there is no frame `index`.
+    pub fn decode<'a>(
+        &mut self,
+        manifest: &Manifest,
+        index: usize,
+        encoded: &[u8],
+        memory: &'a mut [u8],
+    ) -> Result<&'a mut [u8], FrameError> {
+        let length = manifest.raw_length(index).min(memory.len());
+        let memory = &mut memory[..length];
+        match self.0.decompress_to_buffer(encoded, memory) {
+            Ok(decoded) if decoded == length && is_slice(manifest, index, memory) => Ok(memory),
+            _ => Err(FrameError::Corrupt { frame: index }),
+        }
+    }
+}
+
+/// Whether `raw` is what the manifest says of slice `index` of the disk.
+///
+/// # Panics
+/// When there is no frame `index`.
+#[must_use]
+pub fn is_slice(manifest: &Manifest, index: usize, raw: &[u8]) -> bool {
+    raw.len() == manifest.raw_length(index)
+        && match manifest.frames()[index].digest {
+            Some(digest) => blake3::hash(raw) == digest,
+            None => is_zero(raw),
+        }
 }
 
 /// Whether all bytes are zero.

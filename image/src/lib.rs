@@ -29,7 +29,7 @@ mod table;
 mod verify;
 mod wire;
 
-pub use decode::{Encoded, FrameError, FrameReader, decode_frame};
+pub use decode::{Encoded, FrameDecoder, FrameError, FrameReader, decode_frame, is_slice};
 pub use manifest::{
     DEFAULT_FRAME_SIZE, FORMAT, Frame, MAX_FRAME_SIZE, MAX_FRAMES, MAX_MANIFEST_BYTES,
     MIN_FRAME_SIZE, Manifest, ManifestError, SECTOR, check_os, check_os_version,

@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{DiskInfo, DiskSelector};
 use crate::machine::Mac;
+pub use crate::stream::{
+    Amount, Delta, SourceUse, StreamOptions, StreamResult, StreamTimes, Verify,
+};
 
 /// Body of `enroll`: trade the boot token for a certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -128,6 +131,9 @@ pub enum AgentAction {
         /// No image data for this long, from wherever it is asked for: the attempt fails.
         #[serde(default = "stall_timeout_ms")]
         stall_timeout_ms: u64,
+        /// Where from, and how.
+        #[serde(default, skip_serializing_if = "StreamOptions::is_default")]
+        options: StreamOptions,
     },
     /// Put one file onto a file system of the installed disk. Result: [`WriteFileResult`].
     WriteFile {
@@ -201,17 +207,6 @@ pub struct PartitionRef {
     pub number: Option<u32>,
 }
 
-/// What `stream-image` reads again after writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verify {
-    /// Nothing: frames were verified before they were written.
-    None,
-    /// The whole image, cache bypassed, against the manifest.
-    #[default]
-    ReadBack,
-}
-
 /// Body of `report`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
@@ -238,6 +233,17 @@ pub struct Progress {
     pub done: u64,
     /// Bytes in all.
     pub total: u64,
+    /// Bytes per second of late; 0 when not measured.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rate: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One line for people.
@@ -333,27 +339,6 @@ pub enum FailureCode {
     Abandoned,
     /// Anything else.
     Internal,
-}
-
-/// Result of `stream-image`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StreamResult {
-    /// Kernel name of the disk that was written, for the record.
-    pub disk: String,
-    /// Serial of that disk.
-    pub serial: Option<String>,
-    /// Image id.
-    pub image: String,
-    /// Size of the raw image in bytes.
-    pub bytes: u64,
-    /// Bytes written to the disk (zeros may have been discarded).
-    pub written: u64,
-    /// Bytes that came over the network.
-    pub transferred: u64,
-    /// Time from the first request to the last flush, milliseconds.
-    pub duration_ms: u64,
-    /// SHA-256 of the raw image read back from the disk, hex; absent with `verify: none`.
-    pub read_back_sha256: Option<String>,
 }
 
 /// Result of `wipe-disk`.
@@ -460,7 +445,8 @@ mod tests {
                 "uses": "stream-image",
                 "image": "blake3:00",
                 "disk": { "hints": { "type": "nvme", "min_size": 1_000_000 }, "protected": [{ "serial": "S5" }] },
-                "verify": "read-back"
+                "verify": "full",
+                "options": { "delta": "off", "sources": ["http://10.77.0.1:8081/images/00/"], "memory": 64 }
             },
             "timeout_ms": 1_200_000
         })

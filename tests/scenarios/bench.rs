@@ -44,7 +44,7 @@ steps:
     uses: inventory
   - name: write the image
     uses: stream-image
-    with: { image: \"{{ image.digest }}\", disk: \"{{ machine.disk }}\", verify: read-back }
+    with: { image: \"{{ image.digest }}\", disk: \"{{ machine.disk }}\", verify: full }
     timeout: 5m
     retries: 2
     retry_delay: 1s

@@ -149,19 +149,16 @@ impl Client {
         read(answer(request).await?, limit).await
     }
 
-    /// Opens the data of an image from a byte on. No time limit on the whole: the caller watches
-    /// for stalls.
-    ///
-    /// # Errors
-    /// See [`CallError`].
-    pub async fn image_data(&self, image: &str, from: u64) -> Result<reqwest::Response, CallError> {
-        let request = self
-            .http
-            .get(format!("{}/images/{image}/data", self.base))
-            .header(reqwest::header::RANGE, format!("bytes={from}-"));
-        tokio::time::timeout(CALL, answer(request))
-            .await
-            .map_err(|_| CallError::Unavailable("no answer in time".to_owned()))?
+    /// URL of the data of an image.
+    #[must_use]
+    pub fn image_url(&self, image: &str) -> String {
+        format!("{}/images/{image}/data", self.base)
+    }
+
+    /// What speaks HTTP under this identity.
+    #[must_use]
+    pub fn http(&self) -> reqwest::Client {
+        self.http.clone()
     }
 
     async fn post<B: Serialize, T: DeserializeOwned>(

@@ -1,15 +1,19 @@
 //! One whole disk, open for writing, nobody else's: direct I/O, zeroing and flushing.
 //!
-//! [`Disk`] is what the writer needs; tests put a disk in memory there that loses power.
+//! [`Disk`] is what the writer needs; tests put a disk in memory there that loses power. Several
+//! threads use one disk at the same time.
 
+use std::alloc::{self, Layout};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use anneal_protocol::agent::StepFailure;
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl};
 
 use super::io_failure;
 
@@ -17,6 +21,8 @@ use super::io_failure;
 const ALIGN: usize = 4096;
 /// Zeroing is done in pieces, so that it can be stopped.
 const ZERO_PIECE: u64 = 256 << 20;
+/// What is written at once where the disk and the kernel leave zeroing to us.
+const ZERO_WRITE: usize = 1 << 20;
 
 /// `BLKZEROOUT`, `BLKDISCARD`, `BLKFLSBUF`, `BLKRRPART`, `BLKPG` (linux/fs.h, linux/blkpg.h).
 const BLKZEROOUT: libc::c_ulong = 0x127f;
@@ -25,30 +31,39 @@ const BLKFLSBUF: libc::c_ulong = 0x1261;
 const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKPG: libc::c_ulong = 0x1269;
 
-/// Random access to a disk.
-pub trait Disk {
+/// Random access to a disk. Offsets are multiples of the sector.
+pub trait Disk: Sync {
     /// Size in bytes.
     fn size(&self) -> u64;
-    /// Writes all of `data`; durable after the next [`Disk::flush`].
+    /// Logical sector size in bytes.
+    fn sector(&self) -> u64;
+    /// Writes all of `data`; durable after the next [`Disk::flush`]. When it ends inside a
+    /// sector, the rest of that sector becomes zero. Fastest from [`Aligned`] memory.
     ///
     /// # Errors
     /// When the disk does.
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()>;
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes a range read as zeros; durable after the next [`Disk::flush`].
     ///
     /// # Errors
     /// When the disk does.
-    fn zero(&mut self, range: Range<u64>) -> io::Result<()>;
-    /// Reads what is on the disk, not in a cache.
+    fn zero(&self, range: Range<u64>) -> io::Result<()>;
+    /// Reads what is on the disk; past the caches that [`Disk::drop_cache`] knows. Fastest into
+    /// [`Aligned`] memory.
     ///
     /// # Errors
     /// When the disk does.
-    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+    /// Forgets what is in memory of the disk, so that reading means the disk.
+    ///
+    /// # Errors
+    /// When something cannot be forgotten.
+    fn drop_cache(&self) -> io::Result<()>;
     /// Returns when everything before is on stable storage.
     ///
     /// # Errors
     /// When the disk does.
-    fn flush(&mut self) -> io::Result<()>;
+    fn flush(&self) -> io::Result<()>;
 }
 
 /// An open block device.
@@ -58,19 +73,24 @@ pub struct BlockDevice {
     node: PathBuf,
     size: u64,
     sector: u64,
-    bounce: Aligned,
+    /// Past the page cache.
+    direct: AtomicBool,
+    /// How many of the ways to zero are known not to work.
+    zeroing: AtomicU8,
 }
 
 impl BlockDevice {
     /// A disk opened by [`open_exclusive`], with the size and sector size that it has.
     #[must_use]
     pub fn new(file: File, node: &Path, size: u64, sector: u32) -> Self {
+        let direct = fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::DIRECT));
         Self {
             file,
             node: node.to_owned(),
             size,
             sector: u64::from(sector),
-            bounce: Aligned::new(),
+            direct: AtomicBool::new(direct),
+            zeroing: AtomicU8::new(0),
         }
     }
 
@@ -78,7 +98,7 @@ impl BlockDevice {
     ///
     /// # Errors
     /// `EOPNOTSUPP` when it cannot.
-    pub fn discard_all(&mut self) -> io::Result<()> {
+    pub fn discard_all(&self) -> io::Result<()> {
         range_ioctl(&self.file, BLKDISCARD, 0..self.size)
     }
 
@@ -109,6 +129,75 @@ impl BlockDevice {
     fn round_up(&self, offset: u64) -> u64 {
         offset.next_multiple_of(self.sector).min(self.size)
     }
+
+    /// Whether memory and length fit direct I/O as they are.
+    fn fits(&self, data: &[u8]) -> bool {
+        data.as_ptr().addr().is_multiple_of(ALIGN)
+            && (data.len() as u64).is_multiple_of(self.sector)
+    }
+
+    /// Does I/O, and again through the page cache when the device refuses it directly.
+    fn through<T>(&self, mut io: impl FnMut(&File) -> io::Result<T>) -> io::Result<T> {
+        match io(&self.file) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EINVAL)
+                    && self.direct.swap(false, Ordering::Relaxed) =>
+            {
+                let flags = fcntl_getfl(&self.file)?;
+                fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
+                tracing::info!(disk = %self.node.display(), "no direct I/O: through the page cache");
+                io(&self.file)
+            }
+            // Another thread may have found out between our call and our look.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EINVAL)
+                    && !self.direct.load(Ordering::Relaxed) =>
+            {
+                io(&self.file)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// One piece, by the best way that works: hole punching (discards, and the kernel only says
+    /// yes when the disk promises zeros), then `BLKZEROOUT`, then writing.
+    fn zero_piece(&self, piece: Range<u64>) -> io::Result<()> {
+        let length = piece.end - piece.start;
+        let ways: [&dyn Fn() -> io::Result<()>; 2] = [
+            &|| {
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                Ok(fallocate(&self.file, hole, piece.start, length)?)
+            },
+            &|| range_ioctl(&self.file, BLKZEROOUT, piece.clone()),
+        ];
+        for (way, zero) in (0..).zip(ways) {
+            if self.zeroing.load(Ordering::Relaxed) > way {
+                continue;
+            }
+            match zero() {
+                Err(error) if refused(&error) => {
+                    self.zeroing.fetch_max(way + 1, Ordering::Relaxed);
+                }
+                outcome => return outcome,
+            }
+        }
+        let zeros = Aligned::new(ZERO_WRITE);
+        let mut at = piece.start;
+        while at < piece.end {
+            let count = to_usize(piece.end - at)?.min(zeros.len());
+            self.through(|file| file.write_all_at(&zeros[..count], at))?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The device or the kernel cannot do it this way.
+fn refused(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS | libc::ENODEV)
+    )
 }
 
 impl Disk for BlockDevice {
@@ -116,49 +205,73 @@ impl Disk for BlockDevice {
         self.size
     }
 
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        // The image may end inside a sector: the rest of that sector becomes zero.
-        let end = self.round_up(offset + data.len() as u64);
-        let buffer = self.bounce.slice(to_usize(end - offset)?);
-        buffer[..data.len()].copy_from_slice(data);
-        buffer[data.len()..].fill(0);
-        self.file.write_all_at(buffer, offset)
+    fn sector(&self) -> u64 {
+        self.sector
     }
 
-    fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.fits(data) {
+            return self.through(|file| file.write_all_at(data, offset));
+        }
+        let end = self.round_up(offset + data.len() as u64);
+        let mut bounce = Aligned::new(to_usize(end - offset)?);
+        bounce[..data.len()].copy_from_slice(data);
+        self.through(|file| file.write_all_at(&bounce, offset))
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
         let end = self.round_up(range.end);
         let mut start = range.start;
         while start < end {
             let piece = start..end.min(start + ZERO_PIECE);
-            range_ioctl(&self.file, BLKZEROOUT, piece.clone())?;
+            self.zero_piece(piece.clone())?;
             start = piece.end;
         }
         Ok(())
     }
 
-    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if self.fits(into) {
+            return self.through(|file| file.read_exact_at(into, offset));
+        }
         let end = self.round_up(offset + into.len() as u64);
-        let buffer = self.bounce.slice(to_usize(end - offset)?);
-        self.file.read_exact_at(buffer, offset)?;
-        into.copy_from_slice(&buffer[..into.len()]);
+        let mut bounce = Aligned::new(to_usize(end - offset)?);
+        self.through(|file| file.read_exact_at(&mut bounce, offset))?;
+        into.copy_from_slice(&bounce[..into.len()]);
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn drop_cache(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        match plain_ioctl(&self.file, BLKFLSBUF) {
+            // Direct reads do not look there.
+            Err(_) if self.direct.load(Ordering::Relaxed) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 }
 
-/// Opens exclusively: fails when anything on the disk is mounted or stacked.
+/// Opens exclusively: fails when anything on the disk is mounted or stacked. Past the page cache
+/// where the device can do that.
 ///
 /// # Errors
 /// `EBUSY` when in use.
 pub fn open_exclusive(node: &Path) -> io::Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_EXCL | libc::O_DIRECT | libc::O_CLOEXEC)
-        .open(node)
+    let open = |more| {
+        File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_EXCL | libc::O_CLOEXEC | more)
+            .open(node)
+    };
+    match open(libc::O_DIRECT) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(0),
+        outcome => outcome,
+    }
 }
 
 /// Forgets what the kernel cached of a disk, so that the next look is a real one.
@@ -228,22 +341,56 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Memory that begins at a multiple of [`ALIGN`]; grows to the largest slice asked for.
+/// Zeroed memory that begins at a multiple of [`ALIGN`], so that direct I/O can use it.
 #[derive(Debug)]
-struct Aligned {
-    memory: Vec<u8>,
+pub struct Aligned {
+    start: *mut u8,
+    length: usize,
 }
 
+// SAFETY: it owns its memory alone, as a boxed slice does.
+unsafe impl Send for Aligned {}
+// SAFETY: as above; shared references only read.
+unsafe impl Sync for Aligned {}
+
 impl Aligned {
-    fn new() -> Self {
-        Self { memory: Vec::new() }
+    /// So many bytes, all zero.
+    #[must_use]
+    pub fn new(length: usize) -> Self {
+        let layout = Self::layout(length);
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            alloc::handle_alloc_error(layout);
+        }
+        Self { start, length }
     }
 
-    fn slice(&mut self, length: usize) -> &mut [u8] {
-        if self.memory.len() < length + ALIGN {
-            self.memory = vec![0; length + ALIGN];
-        }
-        let start = self.memory.as_ptr().align_offset(ALIGN);
-        &mut self.memory[start..start + length]
+    fn layout(length: usize) -> Layout {
+        Layout::from_size_align(length.max(1), ALIGN)
+            .expect("invariant: slices of disks are far smaller than the address space")
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` points to `length` initialised bytes that live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes it the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout.
+        unsafe { alloc::dealloc(self.start, Self::layout(self.length)) }
     }
 }

@@ -1,12 +1,18 @@
 //! Disks: finding them, choosing one, and everything that is done to it.
 
+pub mod body;
+pub mod compare;
+pub mod crew;
 pub mod device;
 pub mod files;
+pub mod order;
 pub mod partition;
 pub mod probe;
 pub mod safety;
 pub mod select;
 pub mod stream;
+#[cfg(test)]
+mod testing;
 pub mod wipe;
 pub mod write;
 
@@ -144,6 +150,31 @@ pub fn choose(options: &Options, selector: &DiskSelector) -> Result<Chosen, Step
             }
         }
     }
+}
+
+/// A disk that somebody names by its device node: no hints, no protection, and loop devices
+/// count.
+///
+/// # Errors
+/// `NoDisk` when it is not a whole disk.
+pub fn named(node: &Path) -> Result<Chosen, StepFailure> {
+    let missing = |why: &str| {
+        let text = format!("{}: {why}", node.display());
+        crate::step::fail(FailureCode::NoDisk, text)
+    };
+    let node = std::fs::canonicalize(node).map_err(|e| missing(&e.to_string()))?;
+    let name = node.file_name().unwrap_or_default();
+    let loops = vec![node.clone()];
+    let info = disks::disk(&Path::new("/sys/block").join(name), &loops)
+        .filter(|info| Path::new("/dev").join(&info.name) == node)
+        .ok_or_else(|| missing("not a whole disk"))?;
+    let selector = DiskSelector::default();
+    select::select(std::slice::from_ref(&info), &selector)?;
+    Ok(Chosen {
+        disk: Found::new(info),
+        selector,
+        loops,
+    })
 }
 
 /// A failure of the disk itself.

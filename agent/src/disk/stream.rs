@@ -1,25 +1,66 @@
-//! The `stream-image` step: manifest, disk, fetch, write, reread the partition table.
+//! An image onto a disk: manifest, sources, memory, write, reread the partition table. For the
+//! `stream-image` step and for `anneal-agent write`.
 
-use std::io::{Read as _, Take};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anneal_image::{
-    FrameError, FrameReader, Manifest, ManifestError, PublicKey, SignedManifest, WritePlan,
+use anneal_image::{Manifest, ManifestError, PublicKey, SignedManifest};
+use anneal_protocol::agent::{
+    FailureCode, StepFailure, StreamOptions, StreamResult, StreamTimes, Verify,
 };
-use anneal_protocol::agent::{FailureCode, StepFailure, StreamResult, Verify};
 use anneal_protocol::disk::DiskSelector;
 use tokio_util::sync::CancellationToken;
 
-use super::device::Disk as _;
-use super::write::{FrameSource, write_image};
+use super::body::Supply;
+use super::write::{Job, Written, write_image};
 use super::{Chosen, choose, safety};
-use crate::client::{Client, insist};
-use crate::io::{ByteSender, ByteStream, fetch};
+use crate::client::insist;
+use crate::io::fetch::{self, Fetch};
+use crate::io::memory::{self, Buffer, Needs};
+use crate::io::sched::Policy;
+use crate::io::source::Origin;
 use crate::report;
-use crate::step::{Context, abandoned, blocking, fail, fail_for_now, still_wanted};
+use crate::step::{Context, abandoned, blocking, fail, still_wanted};
 
 /// How long the manifest is asked for while the daemon is away.
-const MANIFEST_PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
+const MANIFEST_PATIENCE: Duration = Duration::from_secs(300);
+/// The speed shown is that of so many looks, about a tenth of a second each.
+const SPEED_LOOKS: usize = 30;
+/// A line about progress this often.
+const TELL: Duration = Duration::from_secs(10);
+/// Tiers of sources: mirrors, the daemon's plain port, its encrypted endpoint.
+const MIRROR: u8 = 0;
+const DAEMON: u8 = 1;
+const LAST_RESORT: u8 = 2;
+/// What a write holds in memory besides frames: see [`Needs::held`].
+const END_OF_DISK: u64 = 1 << 20;
+
+/// One image, one disk, and how.
+#[derive(Debug)]
+pub struct Order {
+    /// What to write; signature and identity are checked.
+    pub manifest: Manifest,
+    /// Its id.
+    pub image: String,
+    /// See there.
+    pub how: How,
+    /// Where from.
+    pub origins: Vec<Origin>,
+    /// Most memory when `options` does not say, in bytes.
+    pub memory: u64,
+}
+
+/// How to go about it.
+#[derive(Debug, Clone)]
+pub struct How {
+    /// What to read back.
+    pub verify: Verify,
+    /// Time without image data from anywhere after which it is given up.
+    pub stall_timeout: Duration,
+    /// Whether to compare, and how much memory and how many connections to use.
+    pub options: StreamOptions,
+}
 
 /// Puts an image on the disk that the selector names.
 ///
@@ -29,158 +70,248 @@ pub async fn run(
     context: &Context,
     image: &str,
     selector: DiskSelector,
-    verify: Verify,
-    stall_timeout: Duration,
+    how: How,
     cancel: &CancellationToken,
 ) -> Result<StreamResult, StepFailure> {
-    let begin = Instant::now();
-    let options = context.options.clone();
-    let chosen = blocking(move || choose(&options, &selector)).await?;
+    let agent = context.options.clone();
+    let chosen = blocking(move || choose(&agent, &selector)).await?;
     let manifest = tokio::select! {
         manifest = manifest(context, image) => manifest?,
         () = cancel.cancelled() => return Err(abandoned()),
     };
-    tracing::info!(
-        disk = chosen.disk.info.name,
-        serial = chosen.disk.info.serial,
-        image,
-        bytes = manifest.size(),
-        "writing the image"
-    );
-    let (sender, stream) = ByteStream::channel();
-    let fetching = tokio::spawn(fetch_until(
-        cancel.clone(),
-        context.client.clone(),
-        image.to_owned(),
-        manifest.file_size(),
-        sender,
-        fetch::Patience::giving_up_after(stall_timeout),
-    ));
-    let (image, cancel) = (image.to_owned(), cancel.clone());
-    let result = blocking(move || write(&chosen, &image, &manifest, stream, verify, &cancel)).await;
-    // The writer is gone, so nobody listens: whatever is still being fetched is not wanted.
-    fetching.abort();
-    let _ = fetching.await;
-    result.map(|result| StreamResult {
-        duration_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
-        ..result
-    })
+    let order = Order {
+        manifest,
+        image: image.to_owned(),
+        origins: origins(context, image, &how.options)?,
+        how,
+        memory: context.memory,
+    };
+    let cancel = cancel.clone();
+    blocking(move || install(&chosen, order, &mut || still_wanted(&cancel))).await
 }
 
-/// Fetches until the step is abandoned, so that a writer that waits for bytes learns of it.
-async fn fetch_until(
-    cancel: CancellationToken,
-    client: Client,
-    image: String,
-    size: u64,
-    to: ByteSender,
-    patience: fetch::Patience,
-) {
-    tokio::select! {
-        () = fetch::run(client, image, size, to.clone(), patience) => {}
-        () = cancel.cancelled() => {
-            // The writer may have noticed already and be gone.
-            let _ = to.send(Err(abandoned())).await;
+/// The sources of the order, and the daemon's own endpoint as the last resort.
+fn origins(
+    context: &Context,
+    image: &str,
+    options: &StreamOptions,
+) -> Result<Vec<Origin>, StepFailure> {
+    let daemon = Origin::daemon(&context.client, image, LAST_RESORT)?;
+    let mut origins = Vec::new();
+    for url in &options.sources {
+        let mut origin = Origin::mirror(url, MIRROR)?;
+        if origin.host() == daemon.host() {
+            origin.tier = DAEMON;
         }
+        origins.push(origin);
     }
+    origins.push(daemon);
+    Ok(origins)
 }
 
 async fn manifest(context: &Context, image: &str) -> Result<Manifest, StepFailure> {
-    let keys = context.image_keys.iter();
-    let keys = keys
-        .map(|key| PublicKey::from_hex(key))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| fail(FailureCode::ManifestInvalid, format!("image key: {e}")))?;
     let text = insist("fetch the manifest", Some(MANIFEST_PATIENCE), async || {
         context.client.manifest(image).await
     })
     .await?;
+    let keys = context.image_keys.iter();
+    let keys: Vec<PublicKey> = keys.map(|key| image_key(key)).collect::<Result<_, _>>()?;
     SignedManifest::open(&text, &keys, image).map_err(|e| manifest_failure(image, &e))
 }
 
-fn manifest_failure(image: &str, error: &ManifestError) -> StepFailure {
+/// Reads the key that manifests must be signed with.
+///
+/// # Errors
+/// `ManifestInvalid` when it is none.
+pub fn image_key(hex: &str) -> Result<PublicKey, StepFailure> {
+    PublicKey::from_hex(hex)
+        .map_err(|e| fail(FailureCode::ManifestInvalid, format!("image key: {e}")))
+}
+
+/// What is wrong with a manifest, as a failure.
+#[must_use]
+pub fn manifest_failure(image: &str, error: &ManifestError) -> StepFailure {
     fail(
         FailureCode::ManifestInvalid,
         format!("{error} (image {image})"),
     )
 }
 
-fn write(
+/// Writes an image to a disk. `wanted` is asked about ten times a second; its error stops the
+/// writing.
+///
+/// # Errors
+/// See [`FailureCode`]; after any of them the disk is not bootable, or untouched.
+pub fn install(
     chosen: &Chosen,
-    image: &str,
-    manifest: &Manifest,
-    mut stream: ByteStream,
-    verify: Verify,
-    cancel: &CancellationToken,
+    order: Order,
+    wanted: &mut dyn FnMut() -> Result<(), StepFailure>,
 ) -> Result<StreamResult, StepFailure> {
-    let disk = &chosen.disk;
-    let mut device = safety::open(chosen, manifest.size())?;
-    let plan = WritePlan::new(manifest, device.size()).map_err(|e| {
-        fail(
-            FailureCode::DiskTooSmall,
-            format!("{}: {e}", disk.info.name),
-        )
-    })?;
-    let failure = stream.failure();
-    let transferred = stream.counter();
-    let mut source = StreamSource {
-        // The seek table after the frames is for others.
-        frames: FrameReader::new(
-            manifest,
-            0..manifest.frames().len(),
-            (&mut stream).take(manifest.data_size()),
-        ),
-        failure,
+    let begin = Instant::now();
+    let disk = &chosen.disk.info;
+    let how = order.how;
+    let manifest = Arc::new(order.manifest);
+    tracing::info!(
+        disk = disk.name,
+        serial = disk.serial,
+        image = order.image,
+        bytes = manifest.size(),
+        "writing the image"
+    );
+    let device = safety::open(chosen, manifest.size())?;
+    let connections = how
+        .options
+        .connections
+        .map_or(fetch::DEFAULT_CONNECTIONS, |n| n as usize);
+    let limit = how
+        .options
+        .memory
+        .map_or(order.memory, |mib| u64::from(mib) << 20);
+    let plan = memory::plan(&needs(&manifest, limit, connections));
+    let settings = fetch::Settings {
+        origins: order.origins,
+        connections,
+        stall: fetch::DEFAULT_STALL.min(how.stall_timeout),
+        policy: Policy {
+            patience: how.stall_timeout,
+            ..Policy::default()
+        },
+        waiting: plan.waiting,
     };
-    let written = write_image(
-        manifest,
-        &plan,
-        &mut source,
-        &mut device,
-        verify,
+    let job = Job {
+        manifest: manifest.as_ref(),
+        disk: &device,
+        delta: how.options.delta,
+        verify: how.verify,
+        workers: plan.workers,
+    };
+    let mut meter = Meter::new();
+    let (written, fetch) = write_image(
+        job,
+        |frames| Fetch::start(&manifest, frames, settings),
         &mut |done, total| {
-            report::progress(done, total);
-            still_wanted(cancel)
+            meter.look(done, total);
+            wanted()
         },
     )?;
     device.reread_partitions()?;
+    let result = account(&written, fetch.as_ref(), begin);
     tracing::info!(
-        disk = disk.info.name,
-        written = written.bytes,
+        disk = disk.name,
+        written = result.written.bytes,
+        unchanged = result.unchanged.bytes,
+        transferred = result.transferred,
+        ms = result.duration_ms,
         "image written"
     );
     Ok(StreamResult {
-        disk: disk.info.name.clone(),
-        serial: disk.info.serial.clone(),
-        image: image.to_owned(),
+        disk: disk.name.clone(),
+        serial: disk.serial.clone(),
+        image: order.image,
         bytes: manifest.size(),
-        written: written.bytes,
-        transferred: transferred.load(std::sync::atomic::Ordering::Relaxed),
-        duration_ms: 0,
-        read_back_sha256: written.read_back_sha256,
+        ..result
     })
 }
 
-/// All frames over one connection, in order.
-struct StreamSource<'a> {
-    frames: FrameReader<'a, Take<&'a mut ByteStream>>,
-    /// Why the bytes stopped, when the fetcher knows better than the reader.
-    failure: crate::io::FailureSlot,
-}
-
-impl FrameSource for StreamSource<'_> {
-    fn next(&mut self, raw: &mut Vec<u8>) -> Result<Option<usize>, StepFailure> {
-        self.frames
-            .next_raw(raw)
-            .map_err(|error| self.failure.take().unwrap_or_else(|| frame_failure(&error)))
+/// What the write of this image on this machine needs.
+fn needs(manifest: &Manifest, limit: u64, connections: usize) -> Needs {
+    let frame = u64::from(manifest.frame_size()).min(manifest.size());
+    let lengths = manifest
+        .frames()
+        .iter()
+        .map(|frame| u64::from(frame.length));
+    Needs {
+        limit,
+        available: memory::available(),
+        cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        frame,
+        encoded: lengths.max().unwrap_or(0),
+        // First and last frame, one in hand before the disk is cleared, and what is right but
+        // lies where the end of the disk is cleared.
+        held: 3 * frame + END_OF_DISK,
+        connections: connections as u64,
     }
 }
 
-fn frame_failure(error: &FrameError) -> StepFailure {
-    let code = match error {
-        FrameError::Truncated { .. } => FailureCode::ImageTruncated,
-        FrameError::Corrupt { .. } | FrameError::TooLong { .. } => FailureCode::ImageCorrupt,
-        FrameError::Read { .. } => FailureCode::Server,
-    };
-    fail_for_now(code, error.to_string())
+fn account(written: &Written, fetch: Option<&Fetch>, begin: Instant) -> StreamResult {
+    let (sources, fetch_time) = fetch.map(Fetch::account).unwrap_or_default();
+    StreamResult {
+        disk: String::new(),
+        serial: None,
+        image: String::new(),
+        bytes: 0,
+        written: written.written,
+        zeroed: written.zeroed,
+        unchanged: written.unchanged,
+        compared: written.compared,
+        read_back: written.read_back,
+        transferred: fetch.map_or(0, Fetch::transferred),
+        sources,
+        times: StreamTimes {
+            compare_ms: ms(written.compare_time),
+            fetch_ms: ms(fetch_time),
+            write_ms: ms(written.write_time),
+            verify_ms: ms(written.verify_time),
+        },
+        duration_ms: ms(begin.elapsed()),
+        peak_memory: memory::peak(),
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Supply for Fetch {
+    type Bytes = Buffer;
+
+    fn next(&self) -> Result<Option<(usize, usize, Buffer)>, StepFailure> {
+        let parcel = Self::next(self)?;
+        Ok(parcel.map(|parcel| (parcel.index, parcel.source, parcel.buffer)))
+    }
+
+    fn judge(&self, frame: usize, source: usize, right: bool) {
+        Self::judge(self, frame, source, right);
+    }
+
+    fn stop(&self) {
+        Self::stop(self);
+    }
+}
+
+/// Progress for the daemon and a line now and then, both with the speed of late.
+struct Meter {
+    looks: VecDeque<(Instant, u64)>,
+    told: Instant,
+}
+
+impl Meter {
+    fn new() -> Self {
+        Self {
+            looks: VecDeque::new(),
+            told: Instant::now(),
+        }
+    }
+
+    fn look(&mut self, done: u64, total: u64) {
+        let now = Instant::now();
+        if self.looks.len() == SPEED_LOOKS {
+            self.looks.pop_front();
+        }
+        self.looks.push_back((now, done));
+        let rate = self.looks.front().map_or(0, |(then, before)| {
+            let ms = ms(now - *then);
+            done.saturating_sub(*before).saturating_mul(1000) / ms.max(1)
+        });
+        report::progress(done, total, rate);
+        if now - self.told >= TELL {
+            self.told = now;
+            tracing::info!(
+                done_mb = done / 1_000_000,
+                total_mb = total / 1_000_000,
+                mb_per_s = rate / 1_000_000,
+                "in progress"
+            );
+        }
+    }
 }

@@ -31,7 +31,7 @@ pub fn run(
     let partitions = std::fs::File::open(&disk.node)
         .and_then(|file| partition::read(&file, disk.info.sector_size))
         .unwrap_or_default();
-    let mut device = safety::open(&chosen, 0)?;
+    let device = safety::open(&chosen, 0)?;
     tracing::info!(
         disk = disk.info.name,
         serial = disk.info.serial,
@@ -44,7 +44,7 @@ pub fn run(
     let total = ranges.len() as u64;
     for (done, range) in (0..).zip(ranges) {
         still_wanted(cancel)?;
-        report::progress(done, total);
+        report::progress(done, total, 0);
         device.zero(range).map_err(|e| failed("wipe", &e))?;
     }
     device.flush().map_err(|e| failed("flush", &e))?;

@@ -1,232 +1,421 @@
 //! Writes a sealed image so that no half of it is ever bootable.
 //!
-//! Order: clear what an earlier system boots from; zeros and verified frames; read back, if
-//! asked; then the frames that make a disk bootable, from memory, where they were verified and
-//! hashed. Each phase is flushed before the next begins. A power cut anywhere leaves a disk that
-//! no firmware starts, or the whole image.
+//! Order: look at what is there, if asked; have one verified frame in hand; clear what the disk
+//! boots from; zeros and verified frames, in any order, on several threads; read back, if asked;
+//! then the frames that make a disk bootable, from memory. [`order`] says in which pieces. Each
+//! phase is flushed before the next begins. A power cut anywhere leaves the earlier system, or a
+//! disk that no firmware starts, or the whole image.
 //!
-//! Knows no network: frames come from a [`FrameSource`], in order. Another transport (several
-//! connections, frames already on the disk) is another source.
+//! The same holds when only what differs is written: unless the disk is the image already, the
+//! first frame is cleared first and written last, whether or not it differs. When it does not, it
+//! is read into memory before it is cleared, and not fetched.
+//!
+//! Knows no network: encoded frames come from a [`Supply`].
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use anneal_image::{Manifest, WritePlan};
-use anneal_protocol::agent::{FailureCode, StepFailure, Verify};
-use sha2::{Digest as _, Sha256};
+use anneal_image::{Manifest, WritePlan, is_slice};
+use anneal_protocol::agent::{Amount, Delta, FailureCode, StepFailure, Verify};
 
-use super::device::Disk;
+use super::body::{self, Body, First, Held, Supply};
+use super::compare::{Survey, compare};
+use super::device::{Aligned, Disk};
+use super::order;
 use crate::step::fail_for_now;
 
-/// Verified slices of the raw disk.
-pub trait FrameSource {
-    /// Puts the next slice into `raw` and returns its index, in ascending order, every frame of
-    /// the image that is not zero at least; none after the last.
-    ///
-    /// # Errors
-    /// Whatever keeps it from having a verified frame.
-    fn next(&mut self, raw: &mut Vec<u8>) -> Result<Option<usize>, StepFailure>;
+/// What to do.
+#[derive(Debug)]
+pub struct Job<'a, D> {
+    /// The image.
+    pub manifest: &'a Manifest,
+    /// Where it goes.
+    pub disk: &'a D,
+    /// Look at the disk first?
+    pub delta: Delta,
+    /// Read it back?
+    pub verify: Verify,
+    /// Threads that decode and write, or read and compare.
+    pub workers: usize,
 }
+
+impl<D> Clone for Job<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D> Copy for Job<'_, D> {}
 
 /// What was done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Bytes of frames written, zeros not counted.
-    pub bytes: u64,
-    /// SHA-256 of what is on the disk, if it was read back.
-    pub read_back_sha256: Option<String>,
+    /// Frames of data written.
+    pub written: Amount,
+    /// Frames made zero.
+    pub zeroed: Amount,
+    /// Frames left alone.
+    pub unchanged: Amount,
+    /// Frames read before the first write.
+    pub compared: Amount,
+    /// Frames read back.
+    pub read_back: Option<Amount>,
+    /// Time of looking.
+    pub compare_time: Duration,
+    /// Time from the first change to the last flush, without reading back.
+    pub write_time: Duration,
+    /// Time of reading back.
+    pub verify_time: Duration,
 }
 
-/// Called between pieces of work with bytes done and in all; an error stops the writing.
+/// A failure of the disk at a place.
+pub(super) fn failed(what: &str, offset: u64, error: &io::Error) -> StepFailure {
+    fail_for_now(
+        FailureCode::DiskIo,
+        format!("cannot {what} the disk at byte {offset}: {error}"),
+    )
+}
+
+fn mismatch(frame: usize) -> StepFailure {
+    fail_for_now(
+        FailureCode::ReadBackMismatch,
+        format!(
+            "frame {frame} does not read back as it was written: the disk does not store what is written to it"
+        ),
+    )
+}
+
+fn overlaps(ranges: &[Range<u64>], with: &Range<u64>) -> bool {
+    let mut ranges = ranges.iter();
+    ranges.any(|range| range.start < with.end && with.start < range.end)
+}
+
+/// Called now and then with bytes done and in all; an error stops the writing.
 pub type Watch<'a> = &'a mut dyn FnMut(u64, u64) -> Result<(), StepFailure>;
 
 /// One write in progress.
 struct Writer<'a, D> {
-    manifest: &'a Manifest,
-    plan: &'a WritePlan,
-    disk: &'a mut D,
+    job: Job<'a, D>,
+    plan: WritePlan,
     watch: Watch<'a>,
+    /// Bytes of work done and in all, for `watch`.
     done: u64,
     total: u64,
-    written: u64,
-    /// Frames of `plan.last`, until their time comes.
-    held: BTreeMap<usize, Vec<u8>>,
+    result: Written,
+    /// Frames that are written from memory: those of `plan.last`, and others that are right but
+    /// lie where the disk is cleared.
+    held: Held,
 }
 
-/// Writes the whole image.
+/// Writes the whole image. `begin` is called with the frames that are wanted, one flag each, if
+/// there are any. Nothing is changed on the disk before the first of them is verified.
 ///
 /// # Errors
-/// `DiskIo`, `ReadBackMismatch`, and what `source` and `watch` say. The disk is then not
-/// bootable.
-pub fn write_image<D: Disk>(
-    manifest: &Manifest,
-    plan: &WritePlan,
-    source: &mut dyn FrameSource,
-    disk: &mut D,
-    verify: Verify,
+/// `DiskTooSmall`, `DiskIo`, `ReadBackMismatch`, and what the supply and `watch` say. The disk is
+/// then as it was, or not bootable.
+pub fn write_image<D: Disk, S: Supply>(
+    job: Job<'_, D>,
+    begin: impl FnOnce(Vec<bool>) -> Result<S, StepFailure>,
     watch: Watch<'_>,
-) -> Result<Written, StepFailure> {
-    let passes = if verify == Verify::ReadBack { 2 } else { 1 };
+) -> Result<(Written, Option<S>), StepFailure> {
+    let plan = WritePlan::new(job.manifest, job.disk.size())
+        .map_err(|e| crate::step::fail(FailureCode::DiskTooSmall, e.to_string()))?;
+    let passes = if job.verify == Verify::None { 1 } else { 2 };
     let mut writer = Writer {
-        manifest,
+        job,
         plan,
-        disk,
         watch,
         done: 0,
-        total: manifest.size() * passes,
-        written: 0,
-        held: BTreeMap::new(),
+        total: job.manifest.size() * passes,
+        result: Written::default(),
+        held: Mutex::default(),
     };
-    writer.clear()?;
-    writer.body(source)?;
-    let sha256 = match verify {
-        Verify::ReadBack => Some(writer.read_back()?),
-        Verify::None => None,
-    };
-    writer.finish(verify)?;
-    Ok(Written {
-        bytes: writer.written,
-        read_back_sha256: sha256,
-    })
+    let survey = writer.survey()?;
+    if survey.same.iter().all(|same| *same) {
+        writer.nothing_to_do(&survey)?;
+        return Ok((writer.result, None));
+    }
+    let supply = writer.change(&survey, begin)?;
+    Ok((writer.result, supply))
 }
 
 impl<D: Disk> Writer<'_, D> {
+    fn survey(&mut self) -> Result<Survey, StepFailure> {
+        let Job { manifest, disk, .. } = self.job;
+        if self.job.delta == Delta::Off {
+            return Ok(Survey::none(manifest));
+        }
+        let begin = Instant::now();
+        disk.drop_cache()
+            .map_err(|e| failed("drop the cache of", 0, &e))?;
+        let total = self.total;
+        let watch = &mut self.watch;
+        // How much of it counts is known at its end.
+        let survey = Survey::take(disk, manifest, self.job.workers, &mut |_| watch(0, total))?;
+        for &frame in &survey.looked_at {
+            self.result.compared.add(manifest.raw_length(frame) as u64);
+        }
+        let same = survey.same.iter().enumerate().filter(|(_, same)| **same);
+        self.done = same.map(|(f, _)| manifest.raw_length(f) as u64).sum();
+        self.result.compare_time = begin.elapsed();
+        Ok(survey)
+    }
+
+    /// Every frame is right, and has just been read. What an earlier system left beyond the image
+    /// is cleared as by a full write.
+    fn nothing_to_do(&mut self, survey: &Survey) -> Result<(), StepFailure> {
+        let Job { manifest, disk, .. } = self.job;
+        let beyond = self.plan.clear.iter().map(|range| {
+            range
+                .start
+                .max(manifest.size())
+                .next_multiple_of(disk.sector())..range.end
+        });
+        for range in beyond.filter(|range| range.start < range.end) {
+            // At most END_OF_DISK.
+            let mut bytes = Aligned::new((range.end - range.start) as usize);
+            disk.read_at(range.start, &mut bytes)
+                .map_err(|e| failed("read", range.start, &e))?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                disk.zero(range.clone())
+                    .map_err(|e| failed("clear", range.start, &e))?;
+                self.flush()?;
+            }
+        }
+        self.count(survey, &[]);
+        if self.job.verify != Verify::None {
+            self.result.read_back = Some(match self.job.verify {
+                Verify::Full => self.result.compared,
+                _ => Amount::default(),
+            });
+        }
+        (self.watch)(self.total, self.total)
+    }
+
+    fn change<S: Supply>(
+        &mut self,
+        survey: &Survey,
+        begin: impl FnOnce(Vec<bool>) -> Result<S, StepFailure>,
+    ) -> Result<Option<S>, StepFailure> {
+        let kept = self.keep(survey)?;
+        // What is right and is not cleared either stays as it is.
+        let stays = |index: &usize| survey.same[*index] && !kept.contains(index);
+        self.plan.last.retain(|index| !stays(index));
+        let frames = self.job.manifest.frames().iter().zip(&survey.same);
+        let wanted: Vec<bool> = frames
+            .enumerate()
+            .map(|(index, (frame, same))| {
+                !frame.is_zero() && !same && !self.lock().contains_key(&index)
+            })
+            .collect();
+        let supply = if wanted.contains(&true) {
+            Some(begin(wanted)?)
+        } else {
+            None
+        };
+        // Without a verified frame, the disk stays as it is.
+        let first = match &supply {
+            Some(supply) => {
+                let (done, total) = (self.done, self.total);
+                let watch = &mut self.watch;
+                body::first(self.job.manifest, supply, &mut |_| watch(done, total))?
+            }
+            None => None,
+        };
+        let started = Instant::now();
+        self.clear()?;
+        self.body(supply.as_ref(), first, &kept, survey)?;
+        self.result.write_time = started.elapsed();
+        self.count(survey, &kept);
+        if self.job.verify != Verify::None {
+            let begin = Instant::now();
+            self.read_back(survey, &kept)?;
+            self.result.verify_time = begin.elapsed();
+        }
+        let started = Instant::now();
+        self.finish()?;
+        self.result.write_time += started.elapsed();
+        Ok(supply)
+    }
+
+    /// Frames that are right but lie where the disk is about to be cleared: into memory.
+    fn keep(&mut self, survey: &Survey) -> Result<Vec<usize>, StepFailure> {
+        let Job { manifest, disk, .. } = self.job;
+        let mut kept = Vec::new();
+        for (index, frame) in manifest.frames().iter().enumerate() {
+            let range = manifest.raw_range(index);
+            let cleared = overlaps(&self.plan.clear, &range);
+            if frame.is_zero() || !survey.same[index] || !cleared {
+                continue;
+            }
+            let mut raw = Aligned::new(manifest.raw_length(index));
+            disk.read_at(range.start, &mut raw)
+                .map_err(|e| failed("read", range.start, &e))?;
+            if !is_slice(manifest, index, &raw) {
+                let text = format!("frame {index} reads differently each time");
+                return Err(fail_for_now(FailureCode::DiskIo, text));
+            }
+            self.lock().insert(index, raw);
+            kept.push(index);
+        }
+        Ok(kept)
+    }
+
     /// After this the disk boots nothing.
     fn clear(&mut self) -> Result<(), StepFailure> {
+        let disk = self.job.disk;
+        for group in order::tables(disk.size(), disk.sector()) {
+            for range in group {
+                let zeros = Aligned::new((range.end - range.start) as usize);
+                disk.write_at(range.start, &zeros)
+                    .map_err(|e| failed("clear", range.start, &e))?;
+            }
+            self.flush()?;
+        }
         for range in &self.plan.clear {
-            self.disk
-                .zero(range.clone())
+            disk.zero(range.clone())
                 .map_err(|e| failed("clear", range.start, &e))?;
         }
         self.flush()
     }
 
     /// Everything but the frames that make it bootable.
-    fn body(&mut self, source: &mut dyn FrameSource) -> Result<(), StepFailure> {
-        for range in &self.plan.zeroes {
-            (self.watch)(self.done, self.total)?;
-            self.disk
-                .zero(range.clone())
-                .map_err(|e| failed("zero", range.start, &e))?;
-            self.done += range.end - range.start;
+    fn body<S: Supply>(
+        &mut self,
+        supply: Option<&S>,
+        first: Option<First>,
+        kept: &[usize],
+        survey: &Survey,
+    ) -> Result<(), StepFailure> {
+        for index in kept.iter().filter(|index| !self.plan.last.contains(index)) {
+            if let Some(raw) = self.lock().remove(index) {
+                self.put(*index, &raw)?;
+            }
         }
-        let mut raw = Vec::new();
-        let mut expected = self.expected();
-        while let Some(index) = source.next(&mut raw)? {
-            if self.manifest.frames()[index].is_zero() {
-                continue;
-            }
-            (self.watch)(self.done, self.total)?;
-            if expected.next() != Some(index) {
-                return Err(fail_for_now(
-                    FailureCode::Internal,
-                    format!("frame {index} came out of order"),
-                ));
-            }
-            if self.plan.last.contains(&index) {
-                self.held.insert(index, std::mem::take(&mut raw));
+        if let (Some(first), Some(supply)) = (first, supply) {
+            if self.plan.last.contains(&first.index) {
+                self.lock().insert(first.index, first.raw);
             } else {
-                self.put(index, &raw)?;
+                self.put(first.index, &first.raw)?;
             }
+            supply.judge(first.index, first.source, true);
         }
-        match expected.next() {
-            None => self.flush(),
-            Some(index) => Err(fail_for_now(
-                FailureCode::ImageTruncated,
-                format!("image data ended before frame {index}"),
-            )),
-        }
+        let body = Body {
+            manifest: self.job.manifest,
+            disk: self.job.disk,
+            supply,
+            held: &self.held,
+            last: &self.plan.last,
+            zeroes: Mutex::new(body::zero_pieces(self.job.manifest, survey)),
+        };
+        let (done, total) = (self.done, self.total);
+        let watch = &mut self.watch;
+        let mut latest = 0;
+        body.run(self.job.workers, &mut |bytes| {
+            latest = bytes;
+            watch((done + bytes).min(total), total)
+        })?;
+        self.done += latest;
+        self.flush()
     }
 
-    /// The frames with data, in the order of the disk.
-    fn expected(&self) -> impl Iterator<Item = usize> + use<D> {
-        let mut frames: Vec<usize> = self.plan.frames().collect();
-        frames.sort_unstable();
-        frames.into_iter()
+    fn put(&self, index: usize, raw: &[u8]) -> Result<(), StepFailure> {
+        let start = self.job.manifest.raw_range(index).start;
+        self.job
+            .disk
+            .write_at(start, raw)
+            .map_err(|e| failed("write", start, &e))
     }
 
-    /// Hashes the disk as it will be: what is on it, and the frames still held back. Returns the
-    /// SHA-256 when it is the image's.
-    fn read_back(&mut self) -> Result<String, StepFailure> {
-        let mut hash = Sha256::new();
-        let mut raw = vec![0; self.manifest.frame_size() as usize];
-        for index in 0..self.manifest.frames().len() {
-            (self.watch)(self.done, self.total)?;
-            let length = self.manifest.raw_length(index);
-            if let Some(held) = self.held.get(&index) {
-                hash.update(held);
-            } else {
-                self.read(index, &mut raw[..length])?;
-                hash.update(&raw[..length]);
+    /// Compares what is on the disk with the manifest, but for the frames still held back.
+    fn read_back(&mut self, survey: &Survey, kept: &[usize]) -> Result<(), StepFailure> {
+        let Job { manifest, disk, .. } = self.job;
+        let frames: Vec<usize> = (0..manifest.frames().len())
+            .filter(|index| !self.plan.last.contains(index))
+            .filter(|index| {
+                self.job.verify == Verify::Full || !survey.same[*index] || kept.contains(index)
+            })
+            .collect();
+        disk.drop_cache()
+            .map_err(|e| failed("drop the cache of", 0, &e))?;
+        let (done, total) = (manifest.size(), self.total);
+        let watch = &mut self.watch;
+        let same = compare(disk, manifest, &frames, self.job.workers, &mut |bytes| {
+            watch((done + bytes).min(total), total)
+        })?;
+        let mut amount = Amount::default();
+        for (&frame, same) in frames.iter().zip(same) {
+            if !same {
+                return Err(mismatch(frame));
             }
-            self.done += length as u64;
+            amount.add(manifest.raw_length(frame) as u64);
         }
-        let found = hex::encode(hash.finalize());
-        if found == self.manifest.sha256() {
-            return Ok(found);
-        }
-        Err(fail_for_now(
-            FailureCode::ReadBackMismatch,
-            format!(
-                "the disk holds {found}, the image is {}: it does not store what is written to it",
-                self.manifest.sha256()
-            ),
-        ))
+        self.result.read_back = Some(amount);
+        Ok(())
     }
 
-    /// Makes the disk bootable: the last frames, each flushed, each read back.
-    fn finish(&mut self, verify: Verify) -> Result<(), StepFailure> {
-        for &index in &self.plan.last {
-            let Some(raw) = self.held.remove(&index) else {
-                continue;
-            };
-            self.put(index, &raw)?;
+    /// Makes the disk bootable: the frames held back, in the pieces that [`order`] names.
+    fn finish(&mut self) -> Result<(), StepFailure> {
+        let Job { manifest, disk, .. } = self.job;
+        let held = std::mem::take(&mut *self.lock());
+        for group in order::finish(manifest, &self.plan.last, disk.sector()) {
+            for part in group {
+                let raw = held.get(&part.frame).ok_or_else(|| {
+                    let text = format!("frame {} is not in memory", part.frame);
+                    fail_for_now(FailureCode::Internal, text)
+                })?;
+                let start = manifest.raw_range(part.frame).start + part.bytes.start as u64;
+                disk.write_at(start, &raw[part.bytes])
+                    .map_err(|e| failed("write", start, &e))?;
+            }
             self.flush()?;
-            if verify == Verify::None {
-                continue;
-            }
-            let mut found = vec![0; raw.len()];
-            self.read(index, &mut found)?;
-            if found != raw {
+        }
+        if self.job.verify != Verify::None && !self.plan.last.is_empty() {
+            disk.drop_cache()
+                .map_err(|e| failed("drop the cache of", 0, &e))?;
+            let same = compare(disk, manifest, &self.plan.last, 1, &mut |_| Ok(()))?;
+            if let Some(at) = same.iter().position(|same| !same) {
                 self.clear()?;
-                return Err(fail_for_now(
-                    FailureCode::ReadBackMismatch,
-                    format!("frame {index} does not read back as it was written"),
-                ));
+                return Err(mismatch(self.plan.last[at]));
+            }
+            let amount = self.result.read_back.get_or_insert_default();
+            for &frame in &self.plan.last {
+                amount.add(manifest.raw_length(frame) as u64);
             }
         }
         (self.watch)(self.total, self.total)
     }
 
-    fn put(&mut self, index: usize, raw: &[u8]) -> Result<(), StepFailure> {
-        let start = self.manifest.raw_range(index).start;
-        self.disk
-            .write_at(start, raw)
-            .map_err(|e| failed("write", start, &e))?;
-        self.written += raw.len() as u64;
-        self.done += raw.len() as u64;
-        Ok(())
+    /// What was done to which frame. A frame that was right and had to be written again counts
+    /// as written.
+    fn count(&mut self, survey: &Survey, kept: &[usize]) {
+        let manifest = self.job.manifest;
+        for (index, frame) in manifest.frames().iter().enumerate() {
+            let amount = match (
+                survey.same[index] && !kept.contains(&index),
+                frame.is_zero(),
+            ) {
+                (true, _) => &mut self.result.unchanged,
+                (false, true) => &mut self.result.zeroed,
+                (false, false) => &mut self.result.written,
+            };
+            amount.add(manifest.raw_length(index) as u64);
+        }
     }
 
-    fn read(&mut self, index: usize, into: &mut [u8]) -> Result<(), StepFailure> {
-        let start = self.manifest.raw_range(index).start;
-        self.disk
-            .read_at(start, into)
-            .map_err(|e| failed("read", start, &e))
-    }
-
-    fn flush(&mut self) -> Result<(), StepFailure> {
-        self.disk
+    fn flush(&self) -> Result<(), StepFailure> {
+        self.job
+            .disk
             .flush()
             .map_err(|e| fail_for_now(FailureCode::DiskIo, format!("cannot flush the disk: {e}")))
     }
-}
 
-fn failed(what: &str, offset: u64, error: &io::Error) -> StepFailure {
-    fail_for_now(
-        FailureCode::DiskIo,
-        format!("cannot {what} the disk at byte {offset}: {error}"),
-    )
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Aligned>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

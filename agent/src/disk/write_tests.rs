@@ -1,353 +1,332 @@
-//! The writer against disks in memory that lose power, lie, or fill with noise.
+//! The writer against disks in memory that lose power, lie, or hold something else already.
 
-use std::io;
-use std::ops::Range;
+use anneal_image::MIN_FRAME_SIZE;
+use anneal_protocol::agent::{Delta, FailureCode, StepFailure, Verify};
 
-use anneal_image::{Facts, FrameReader, MIN_FRAME_SIZE, Manifest, PackOptions, WritePlan, pack};
-use anneal_protocol::agent::{FailureCode, StepFailure, Verify};
-use proptest::prelude::*;
-
-use super::{FrameSource, write_image};
-use crate::disk::device::Disk;
+use super::{Job, Written, write_image};
+use crate::disk::testing::{Canned, Memory, Random, partition, raw, recognised, sealed, whole};
 
 const F: usize = MIN_FRAME_SIZE as usize;
 
-/// A disk with a volatile cache: what was not flushed may or may not survive a cut.
-struct Memory {
-    durable: Vec<u8>,
-    /// Writes since the last flush, oldest first.
-    cached: Vec<(usize, Vec<u8>)>,
-    /// Operations until the power goes.
-    left: usize,
-    /// Stores something else from this byte on.
-    lies_at: Option<usize>,
+/// An image to write, in every shape that matters.
+struct Image {
+    raw: Vec<u8>,
+    manifest: anneal_image::Manifest,
+    data: Vec<u8>,
 }
 
-impl Memory {
-    /// Full of an earlier system: bootable, noisy.
-    fn used(size: usize) -> Self {
-        let mut durable = vec![0xa5; size];
-        durable[510..512].copy_from_slice(&[0x55, 0xaa]);
-        durable[512..520].copy_from_slice(b"EFI PART");
-        durable[size - 512..size - 504].copy_from_slice(b"EFI PART");
-        Self {
-            durable,
-            cached: Vec::new(),
-            left: usize::MAX,
-            lies_at: None,
-        }
-    }
-
-    fn tick(&mut self) -> io::Result<()> {
-        self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::Other)?;
-        Ok(())
-    }
-
-    /// The platter after the cut: of the unflushed writes, those that `survives` picks.
-    fn after_cut(mut self, survives: u64) -> Vec<u8> {
-        for (n, (at, data)) in self.cached.drain(..).enumerate() {
-            if survives >> (n % 64) & 1 == 1 {
-                self.durable[at..at + data.len()].copy_from_slice(&data);
-            }
-        }
-        self.durable
-    }
-
-    fn now(&self) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
-        for (at, data) in &self.cached {
-            bytes[*at..at + data.len()].copy_from_slice(data);
-        }
-        bytes
-    }
-}
-
-impl Disk for Memory {
-    fn size(&self) -> u64 {
-        self.durable.len() as u64
-    }
-
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.tick()?;
-        let offset = offset as usize;
-        let mut data = data.to_vec();
-        if let Some(at) = self.lies_at
-            && (offset..offset + data.len()).contains(&at)
-        {
-            data[at - offset] ^= 1;
-        }
-        self.cached.push((offset, data));
-        Ok(())
-    }
-
-    fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
-        let length = (range.end - range.start) as usize;
-        self.write_at(range.start, &vec![0; length])
-    }
-
-    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let offset = offset as usize;
-        into.copy_from_slice(&self.now()[offset..offset + into.len()]);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.tick()?;
-        self.durable = self.now();
-        self.cached.clear();
-        Ok(())
-    }
-}
-
-/// Would any firmware start this disk? UEFI wants a protective MBR and a GPT, BIOS the MBR's
-/// signature: all of it is in the first two sectors.
-fn bootable(disk: &[u8]) -> bool {
-    disk[510..512] == [0x55, 0xaa] || disk[512..520] == *b"EFI PART"
-}
-
-/// A raw disk: `d` data, `0` zeros, one letter a frame, the last one half as long.
-fn raw(shape: &str) -> Vec<u8> {
-    let mut raw: Vec<u8> = shape
-        .bytes()
-        .enumerate()
-        .flat_map(|(frame, kind)| {
-            (0..F).map(move |i| match kind {
-                b'0' => 0,
-                _ => (i as u8).wrapping_mul(31).wrapping_add(frame as u8) | 1,
-            })
-        })
-        .collect();
-    raw.truncate(raw.len() - F / 2);
-    if shape.starts_with('d') {
-        raw[510..512].copy_from_slice(&[0x55, 0xaa]);
-        raw[512..520].copy_from_slice(b"EFI PART");
-    }
-    raw
-}
-
-fn sealed(raw: &[u8]) -> (Manifest, Vec<u8>) {
-    let options = PackOptions {
-        frame_size: MIN_FRAME_SIZE,
-        ..PackOptions::default()
-    };
-    let mut data = Vec::new();
-    let packed = pack(&mut &raw[..], &mut data, &options, &mut |_| ()).unwrap();
-    let facts = Facts {
-        os: "test".into(),
-        ..Facts::default()
-    };
-    let manifest = packed.into_manifest(facts).unwrap();
-    // The frames, without the seek table after them.
-    data.truncate(manifest.data_size() as usize);
-    (manifest, data)
-}
-
-struct Source<'a>(FrameReader<'a, &'a [u8]>);
-
-impl FrameSource for Source<'_> {
-    fn next(&mut self, raw: &mut Vec<u8>) -> Result<Option<usize>, StepFailure> {
-        self.0
-            .next_raw(raw)
-            .map_err(|e| crate::step::fail(FailureCode::ImageCorrupt, e.to_string()))
-    }
-}
-
-fn write(
-    manifest: &Manifest,
-    data: &[u8],
-    disk: &mut Memory,
-    verify: Verify,
-) -> Result<super::Written, StepFailure> {
-    let plan = WritePlan::new(manifest, disk.size()).unwrap();
-    let frames = 0..manifest.frames().len();
-    let mut source = Source(FrameReader::new(manifest, frames, data));
-    let mut last = 0;
-    write_image(
+fn image(shape: &str, sector: usize) -> Image {
+    let raw = raw(shape, sector);
+    let (manifest, data) = sealed(&raw);
+    Image {
+        raw,
         manifest,
-        &plan,
-        &mut source,
+        data,
+    }
+}
+
+/// A disk on which another system was installed.
+fn used(size: usize, sector: usize) -> Vec<u8> {
+    let mut bytes = vec![0xa5; size];
+    partition(&mut bytes, sector);
+    bytes
+}
+
+/// What is written, and which frames were fetched.
+fn write(
+    image: &Image,
+    disk: &Memory,
+    delta: Delta,
+    verify: Verify,
+    seed: u64,
+) -> Result<(Written, Vec<usize>), StepFailure> {
+    let job = Job {
+        manifest: &image.manifest,
         disk,
+        delta,
         verify,
+        workers: 1 + (seed % 3) as usize,
+    };
+    let mut last = 0;
+    let (written, supply) = write_image(
+        job,
+        |wanted| Ok(Canned::new(&image.manifest, &image.data, &wanted, seed)),
         &mut |done, total| {
-            assert!(
-                done >= last && done <= total,
-                "progress {last} -> {done} of {total}"
-            );
+            assert!(done >= last && done <= total, "{last} -> {done} of {total}");
             last = done;
             Ok(())
         },
-    )
+    )?;
+    Ok((written, supply.map(|s| s.wanted).unwrap_or_default()))
 }
 
 #[test]
-fn the_disk_is_the_image_and_says_so() {
-    for shape in ["dd0d00dd", "d", "d0", "dd", "0d", "d0000d"] {
-        let raw = raw(shape);
-        let (manifest, data) = sealed(&raw);
-        for verify in [Verify::ReadBack, Verify::None] {
-            let mut disk = Memory::used(raw.len() + 3 * F);
-            let written = write(&manifest, &data, &mut disk, verify).unwrap();
-            assert!(disk.cached.is_empty(), "{shape}: not flushed");
-            assert!(disk.durable[..raw.len()] == raw, "{shape}: differs");
-            // The earlier system's backup GPT is gone too.
-            assert!(disk.durable[raw.len() + 2 * F..].iter().all(|&b| b == 0));
-            let expected = (verify == Verify::ReadBack).then(|| manifest.sha256());
-            assert_eq!(written.read_back_sha256, expected);
+fn the_disk_is_the_image_and_the_result_says_what_was_done() {
+    for shape in ["dd0d00dd", "dd", "d0000d", "dddddddddddddddddddd"] {
+        for sector in [512, 4096] {
+            for verify in [Verify::None, Verify::Changed, Verify::Full] {
+                let image = image(shape, sector);
+                let size = (image.raw.len() + 19 * F).next_multiple_of(sector);
+                let disk = Memory::of(used(size, sector), sector);
+                let (written, fetched) = write(&image, &disk, Delta::Auto, verify, 3).unwrap();
+                assert!(disk.everything_flushed(), "{shape}");
+                let now = disk.now();
+                assert!(now[..image.raw.len()] == image.raw, "{shape} differs");
+                // The earlier system's backup GPT is gone too.
+                assert!(now[size - (1 << 20)..].iter().all(|b| *b == 0), "{shape}");
+                let data = shape.bytes().filter(|c| *c == b'd').count();
+                assert_eq!(fetched.len(), data, "{shape}");
+                assert_eq!(written.written.frames, data as u64);
+                let all = written.written.bytes + written.zeroed.bytes + written.unchanged.bytes;
+                assert_eq!(all, image.raw.len() as u64);
+                assert_eq!(written.unchanged.frames, 0);
+                let read = written.read_back.map(|amount| amount.bytes);
+                let expected = (verify != Verify::None).then_some(image.raw.len() as u64);
+                assert_eq!(read, expected, "{shape} {verify:?}");
+            }
         }
     }
 }
 
-/// The power goes after every single operation in turn: the disk is whole or does not boot.
+/// The same again, a changed frame, an older version: only what differs is fetched.
 #[test]
-fn a_cut_never_leaves_half_an_image_bootable() {
-    let raw = raw("dd0d0dd");
-    let (manifest, data) = sealed(&raw);
-    let mut whole = 0;
-    for left in 0.. {
-        for survives in [0, u64::MAX, 0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa] {
-            let mut disk = Memory::used(raw.len() + 17 * F);
-            disk.left = left;
-            let done = write(&manifest, &data, &mut disk, Verify::ReadBack).is_ok();
-            let flushed_once = left > 2;
-            let disk = disk.after_cut(survives);
-            if done {
-                assert!(disk[..raw.len()] == raw);
-                whole += 1;
-            } else if flushed_once && bootable(&disk) {
+fn a_delta_moves_what_differs() {
+    let image = image("dddddddd0dddddddddddddddddd0dddd", 512);
+    let size = image.raw.len() + 40 * F;
+    let mut bytes = image.raw.clone();
+    bytes.resize(size, 0);
+
+    let disk = Memory::of(bytes.clone(), 512);
+    let (written, fetched) = write(&image, &disk, Delta::Auto, Verify::Full, 1).unwrap();
+    assert!(fetched.is_empty());
+    assert_eq!(disk.operations(), 0, "a right disk was touched");
+    assert_eq!(written.unchanged.bytes, image.raw.len() as u64);
+    assert_eq!(written.read_back, Some(written.compared));
+
+    // One frame drifted, a zero frame is not zero.
+    bytes[5 * F + 100] ^= 1;
+    bytes[8 * F + 7] = 1;
+    let disk = Memory::of(bytes.clone(), 512);
+    let (written, fetched) = write(&image, &disk, Delta::Auto, Verify::Changed, 1).unwrap();
+    assert_eq!(fetched, [5]);
+    assert!(disk.now()[..image.raw.len()] == image.raw);
+    // The first frame was right, but is cleared first and written last.
+    assert_eq!((written.written.frames, written.zeroed.frames), (2, 1));
+    assert_eq!(written.read_back.unwrap().frames, 3);
+    assert!(disk.bytes_written() < 30 * F as u64);
+
+    let disk = Memory::of(bytes, 512);
+    let (written, fetched) = write(&image, &disk, Delta::Off, Verify::None, 1).unwrap();
+    assert_eq!((fetched.len(), written.compared.frames), (30, 0));
+    assert!(disk.now()[..image.raw.len()] == image.raw);
+}
+
+/// What an earlier system left behind the image goes, and nothing else is touched.
+#[test]
+fn a_right_image_with_rubbish_behind_it() {
+    let image = image("dd0d", 512);
+    let size = image.raw.len() + 40 * F;
+    let mut bytes = used(size, 512);
+    bytes[..image.raw.len()].copy_from_slice(&image.raw);
+    let disk = Memory::of(bytes, 512);
+    let (written, _) = write(&image, &disk, Delta::Auto, Verify::None, 1).unwrap();
+    assert_eq!(written.unchanged.frames, 4);
+    let now = disk.now();
+    assert!(now[..image.raw.len()] == image.raw);
+    assert!(now[size - 512..].iter().all(|byte| *byte == 0));
+}
+
+/// A disk with something else on it is not read to its end.
+#[test]
+fn looking_stops_when_it_cannot_pay() {
+    let image = image(&"d".repeat(100), 512);
+    let disk = Memory::of(used(image.raw.len(), 512), 512);
+    let (written, _) = write(&image, &disk, Delta::Auto, Verify::None, 1).unwrap();
+    assert_eq!(written.compared.frames, 32);
+    assert_eq!(disk.bytes_read(), 32 * F as u64);
+}
+
+/// The power goes at a random point of a full write, of a delta, and of the run after a cut;
+/// every unflushed sector survives or not. The disk is the earlier system, or nothing takes it
+/// for a disk with partitions, or it is the whole image; and the next run completes.
+#[test]
+fn a_power_cut_never_leaves_half_an_image_bootable() {
+    let mut seen = [0; 3];
+    for seed in 0..50 {
+        let mut random = Random(seed);
+        let sector = [512, 4096][random.below(2) as usize];
+        let tail = [0, 16 * F, 3 * F][random.below(3) as usize];
+        let new = image("dd0dddd0dddddddddddddd0ddd", sector);
+        let mut older = raw("dd0dxdd00ddddddydddd0d0ddd", sector);
+        let mut foreign = used(new.raw.len() + tail, sector);
+        older.resize(new.raw.len() + tail, 0);
+        if random.below(2) == 0 {
+            // The first frame differs as well.
+            older[3 * F / 2] ^= 1;
+            foreign[F] ^= 1;
+        }
+        for start in [foreign, older] {
+            let mut platter = start.clone();
+            for round in 0..2 {
+                let total = Memory::of(platter.clone(), sector);
+                write(&new, &total, Delta::Auto, Verify::Changed, seed).unwrap();
+                let left = random.below(total.operations() as u64 + 1) as usize;
+                let disk = Memory::of(platter.clone(), sector).dies_after(left);
+                let done = write(&new, &disk, Delta::Auto, Verify::Changed, seed).is_ok();
+                let after = disk.after_cut(&mut random);
+                let is_new = whole(&after, &new.raw, sector);
+                let untouched = whole(&after, &start, sector);
+                assert!(!done || is_new, "seed {seed}, cut {left}");
                 assert!(
-                    disk[..raw.len()] == raw,
-                    "half an image boots after {left} operations"
+                    !recognised(&after, sector) || is_new || untouched,
+                    "seed {seed}, round {round}, cut after {left} operations: half an image boots"
                 );
+                let what = if is_new {
+                    0
+                } else {
+                    1 + usize::from(untouched)
+                };
+                seen[what] += 1;
+                platter = after;
             }
-        }
-        if whole == 4 {
-            return;
+            let disk = Memory::of(platter, sector);
+            write(&new, &disk, Delta::Auto, Verify::Full, seed).unwrap();
+            assert!(disk.now()[..new.raw.len()] == new.raw, "seed {seed}");
+            assert!(recognised(&disk.now(), sector));
         }
     }
+    assert!(
+        seen.iter().all(|count| *count > 5),
+        "cuts missed a phase: {seen:?}"
+    );
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn any_shape_any_cut(
-        shape in "d[d0]{1,7}",
-        left in 3_usize..16,
-        survives: u64,
-    ) {
-        let raw = raw(&shape);
-        let (manifest, data) = sealed(&raw);
-        let mut disk = Memory::used(raw.len() + 17 * F);
-        disk.left = left;
-        let done = write(&manifest, &data, &mut disk, Verify::None).is_ok();
-        let disk = disk.after_cut(survives);
-        let same = disk[..raw.len()] == raw;
-        prop_assert!(!done || same);
-        prop_assert!(!bootable(&disk) || same, "half of {} boots", shape);
-    }
-
-    /// One bit of the image data flipped anywhere: nothing of that frame reaches the disk, and
-    /// nothing boots.
-    #[test]
-    fn a_flipped_bit_is_found_before_it_is_written(at in any::<prop::sample::Index>(), bit in 0_u8..8) {
-        let raw = raw("dd0dd");
-        let (manifest, mut data) = sealed(&raw);
-        let at = at.index(data.len());
-        data[at] ^= 1 << bit;
-        let mut disk = Memory::used(raw.len());
-        let result = write(&manifest, &data, &mut disk, Verify::None);
-        match result {
-            // zstd frames hold a few bits that do not change what they decode to.
-            Ok(_) => prop_assert!(disk.durable == raw),
-            Err(failure) => {
-                prop_assert_eq!(failure.code, FailureCode::ImageCorrupt);
-                prop_assert!(!bootable(&disk.now()));
+/// Also when the image's first or last slice is empty or the only one.
+#[test]
+fn every_cut_of_small_images() {
+    for shape in ["d", "dd", "d0", "0d", "ddd"] {
+        let new = image(shape, 512);
+        let start = used(new.raw.len() + 2 * F, 512);
+        for left in 0.. {
+            let mut random = Random(left as u64);
+            let disk = Memory::of(start.clone(), 512).dies_after(left);
+            let done = write(&new, &disk, Delta::Off, Verify::None, 0).is_ok();
+            let after = disk.after_cut(&mut random);
+            let is_new = whole(&after, &new.raw, 512);
+            let allowed = is_new || whole(&after, &start, 512);
+            assert!(!recognised(&after, 512) || allowed, "{shape} {left}");
+            if done {
+                assert!(after[..new.raw.len()] == new.raw);
+                break;
             }
         }
     }
 }
 
+/// A frame that is not right never reaches the disk; it comes again from elsewhere.
 #[test]
-fn truncated_data_is_no_image() {
-    let raw = raw("dd0dd");
-    let (manifest, data) = sealed(&raw);
-    for keep in [0, 1, data.len() / 2, data.len() - 1] {
-        let mut disk = Memory::used(raw.len());
-        let result = write(&manifest, &data[..keep], &mut disk, Verify::None);
-        assert!(result.is_err(), "{keep}");
-        assert!(!bootable(&disk.now()), "{keep}");
-    }
+fn a_wrong_frame_is_fetched_again() {
+    let image = image("dddd0dd", 512);
+    let disk = Memory::of(used(image.raw.len(), 512), 512);
+    let job = Job {
+        manifest: &image.manifest,
+        disk: &disk,
+        delta: Delta::Off,
+        verify: Verify::None,
+        workers: 2,
+    };
+    let begin = |wanted: Vec<bool>| {
+        Ok(Canned::new(&image.manifest, &image.data, &wanted, 7).flipping(0..9))
+    };
+    write_image(job, begin, &mut |_, _| Ok(())).unwrap();
+    assert!(disk.now() == image.raw);
 }
 
-/// The source ends early but cleanly.
+/// Nothing right comes at all: the earlier system stays. It ends half-way: nothing boots.
 #[test]
-fn missing_frames_are_noticed() {
-    struct First(Vec<Vec<u8>>);
-    impl FrameSource for First {
-        fn next(&mut self, raw: &mut Vec<u8>) -> Result<Option<usize>, StepFailure> {
-            Ok(self.0.pop().map(|frame| {
-                *raw = frame;
-                0
-            }))
+fn a_supply_that_ends() {
+    let image = image("dddd0dd", 512);
+    for frames in 0..5 {
+        let start = used(image.raw.len(), 512);
+        let disk = Memory::of(start.clone(), 512);
+        let job = Job {
+            manifest: &image.manifest,
+            disk: &disk,
+            delta: Delta::Off,
+            verify: Verify::None,
+            workers: 1,
+        };
+        let begin = |wanted: Vec<bool>| {
+            Ok(Canned::new(&image.manifest, &image.data, &wanted, 7).ending_after(frames))
+        };
+        let outcome = write_image(job, begin, &mut |_, _| Ok(()));
+        assert_eq!(
+            outcome.map(|_| ()).unwrap_err().code,
+            FailureCode::ImageTruncated
+        );
+        match frames {
+            0 => assert!(disk.now() == start, "touched without need"),
+            _ => assert!(!recognised(&disk.now(), 512)),
         }
     }
-    let raw = raw("ddd");
-    let (manifest, _) = sealed(&raw);
-    let plan = WritePlan::new(&manifest, raw.len() as u64).unwrap();
-    let mut disk = Memory::used(raw.len());
-    let mut source = First(vec![raw[..F].to_vec()]);
-    let mut watch = |_, _| Ok(());
-    let failure = write_image(
-        &manifest,
-        &plan,
-        &mut source,
-        &mut disk,
-        Verify::None,
-        &mut watch,
-    )
-    .unwrap_err();
-    assert_eq!(failure.code, FailureCode::ImageTruncated);
-    assert!(!bootable(&disk.now()));
 }
 
 /// A disk that does not keep what it is given is found out before it can boot, wherever it lies.
 #[test]
 fn read_back_finds_a_lying_disk() {
-    let raw = raw("dd0dd");
-    let (manifest, data) = sealed(&raw);
-    for lies_at in [100, F + 5, 3 * F + 7, raw.len() - 1] {
-        let mut disk = Memory::used(raw.len() + 17 * F);
-        disk.lies_at = Some(lies_at);
-        let failure = write(&manifest, &data, &mut disk, Verify::ReadBack).unwrap_err();
-        assert_eq!(failure.code, FailureCode::ReadBackMismatch, "{lies_at}");
-        assert!(!bootable(&disk.now()), "boots with a lie at {lies_at}");
+    let image = image("dd0dd", 512);
+    for verify in [Verify::Changed, Verify::Full] {
+        for lies_at in [100, 512, 3000, F + 5, 3 * F + 7, image.raw.len() - 1] {
+            let disk = Memory::of(used(image.raw.len() + 17 * F, 512), 512).lies_at(lies_at);
+            let failure = write(&image, &disk, Delta::Auto, verify, 1).unwrap_err();
+            assert_eq!(failure.code, FailureCode::ReadBackMismatch, "{lies_at}");
+            assert!(
+                !recognised(&disk.now(), 512),
+                "boots with a lie at {lies_at}"
+            );
+        }
     }
 }
 
 #[test]
+fn a_disk_that_is_too_small_is_left_alone() {
+    let image = image("dddd", 512);
+    let start = used(image.raw.len() - 512, 512);
+    let disk = Memory::of(start.clone(), 512);
+    let failure = write(&image, &disk, Delta::Auto, Verify::None, 1).unwrap_err();
+    assert_eq!(failure.code, FailureCode::DiskTooSmall);
+    assert!(disk.now() == start);
+}
+
+#[test]
 fn an_abandoned_write_leaves_nothing_bootable() {
-    let raw = raw("dddd");
-    let (manifest, data) = sealed(&raw);
-    let plan = WritePlan::new(&manifest, raw.len() as u64).unwrap();
-    let mut disk = Memory::used(raw.len());
-    let mut source = Source(FrameReader::new(&manifest, 0..4, &data[..]));
-    let mut looks = 0;
-    let failure = write_image(
-        &manifest,
-        &plan,
-        &mut source,
-        &mut disk,
-        Verify::None,
-        &mut |_, _| {
-            looks += 1;
-            if looks == 3 {
-                Err(crate::step::abandoned())
-            } else {
+    let image = image("dddddd", 512);
+    for looks in 0..4 {
+        let disk = Memory::of(used(image.raw.len(), 512), 512);
+        let job = Job {
+            manifest: &image.manifest,
+            disk: &disk,
+            delta: Delta::Off,
+            verify: Verify::None,
+            workers: 2,
+        };
+        let mut seen = 0;
+        let outcome = write_image(
+            job,
+            |wanted| Ok(Canned::new(&image.manifest, &image.data, &wanted, 7)),
+            &mut |_, _| {
+                seen += 1;
+                if seen > looks {
+                    return Err(crate::step::abandoned());
+                }
                 Ok(())
-            }
-        },
-    )
-    .unwrap_err();
-    assert_eq!(failure.code, FailureCode::Abandoned);
-    assert!(!bootable(&disk.now()));
+            },
+        );
+        match outcome {
+            Ok(_) => assert!(disk.now() == image.raw),
+            Err(failure) => assert_eq!(failure.code, FailureCode::Abandoned),
+        }
+        let now = disk.now();
+        assert!(!recognised(&now, 512) || now == image.raw || now == used(now.len(), 512));
+    }
 }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use anneal_image::{Facts, PackOptions, SignedManifest, SigningKey, pack};
 use anneal_protocol::agent::{
-    AgentAction, EnrollRequest, FailureCode, Next, Order, OrderId, Outcome, StepResult, Verify,
+    AgentAction, EnrollRequest, FailureCode, Next, Order, OrderId, Outcome, StepResult,
+    StreamOptions, Verify,
 };
 use anneal_protocol::disk::{DiskHints, DiskSelector};
 use serde_json::json;
@@ -221,7 +222,12 @@ impl Sealed {
             image: self.id.clone(),
             disk: by_serial(disk),
             verify,
-            stall_timeout_ms: anneal_protocol::agent::stall_timeout_ms(),
+            stall_timeout_ms: 2_000,
+            // One connection, so that faults come in order.
+            options: StreamOptions {
+                connections: Some(1),
+                ..StreamOptions::default()
+            },
         }
     }
 }

@@ -218,7 +218,7 @@ fn installs_a_machine_and_switches_it_off() {
     let daemon = daemon(
         vec![
             AgentAction::Inventory,
-            sealed.stream("ROOT-1", Verify::ReadBack),
+            sealed.stream("ROOT-1", Verify::Full),
             file("/user-data", "#cloud-config\n"),
             file("/sub/meta-data", "instance-id: r1n1\n"),
             AgentAction::PowerOff,
@@ -242,7 +242,7 @@ fn installs_a_machine_and_switches_it_off() {
     assert_eq!(inventory.nics[0].driver.as_deref(), Some("virtio_net"));
     let streamed: StreamResult = output(&outcomes[1]);
     assert_eq!(streamed.disk, "vda");
-    assert!(streamed.read_back_sha256.is_some());
+    assert!(streamed.read_back.is_some());
     assert_eq!(outcomes[4], Outcome::Leaving);
     for (path, text) in [
         ("::/user-data", "#cloud-config\n"),

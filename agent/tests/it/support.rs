@@ -77,6 +77,8 @@ pub struct Request {
     pub path: String,
     /// First byte of a `Range` header.
     pub from: u64,
+    /// One after the last byte of it.
+    pub to: Option<u64>,
     pub body: Vec<u8>,
     /// A client certificate was shown and verified.
     pub authenticated: bool,
@@ -186,16 +188,17 @@ fn serve(
                     write!(stream, "HTTP/1.1 416 No\r\ncontent-length: 0\r\n\r\n")?;
                     continue;
                 }
+                let to = request.to.unwrap_or(total).min(total);
                 write!(
                     stream,
                     "HTTP/1.1 206 Partial\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{}/{total}\r\n\r\n",
-                    total - from,
-                    total - 1
+                    to - from,
+                    to - 1
                 )?;
-                let end = total.min(from.saturating_add(after));
+                let end = to.min(from.saturating_add(after));
                 stream.write_all(&data[from as usize..end as usize])?;
                 stream.flush()?;
-                if end < total {
+                if end < to {
                     if then == Then::Stall {
                         // Until the client gives up on us.
                         let _ = stream.read(&mut [0]);
@@ -217,7 +220,7 @@ fn read_request(
     }
     let mut words = line.split_whitespace().map(str::to_owned);
     let path = words.nth(1).unwrap();
-    let (mut length, mut from) = (0, 0);
+    let (mut length, mut from, mut to) = (0, 0, None);
     loop {
         let mut header = String::new();
         reader.read_line(&mut header)?;
@@ -229,7 +232,9 @@ fn read_request(
             length = value.trim().parse().unwrap();
         }
         if let Some(value) = header.strip_prefix("range: bytes=") {
-            from = value.trim_end_matches('-').parse().unwrap();
+            let (first, last) = value.split_once('-').unwrap();
+            from = first.parse().unwrap();
+            to = last.parse::<u64>().ok().map(|last| last + 1);
         }
     }
     let mut body = vec![0; length];
@@ -237,6 +242,7 @@ fn read_request(
     Ok(Some(Request {
         path,
         from,
+        to,
         body,
         authenticated: reader.get_ref().conn.peer_certificates().is_some(),
     }))

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     let seeds = [
         r#"{"token":"ab","machine":"r1n1","csr":"-----BEGIN","mac":"52:54:00:aa:00:01","boot_id":"1"}"#.to_owned(),
         format!(
-            r#"{{"next":"order","id":{},"name":"write","timeout_ms":9,"action":{{"uses":"stream-image","image":"blake3:00","disk":{{"hints":{{"type":"nvme","min_size":1}},"protected":[{{"serial":"S"}}]}},"verify":"read-back"}}}}"#,
+            r#"{{"next":"order","id":{},"name":"write","timeout_ms":9,"action":{{"uses":"stream-image","image":"blake3:00","disk":{{"hints":{{"type":"nvme","min_size":1}},"protected":[{{"serial":"S"}}]}},"verify":"full"}}}}"#,
             order("a")
         ),
         format!(r#"{{"order":{},"boot_id":"1","progress":{{"done":1,"total":2}},"logs":[{{"at":1,"level":"info","text":"x"}}]}}"#, order("b")),

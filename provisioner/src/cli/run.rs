@@ -190,7 +190,11 @@ fn why(step: &StepView) -> String {
         .filter(|_| step.finished_at.is_none())
         .map(|progress| {
             let percent = progress.done.saturating_mul(100) / progress.total.max(1);
-            format!("{percent}% of {}", time::bytes(progress.total))
+            let text = format!("{percent}% of {}", time::bytes(progress.total));
+            match progress.rate {
+                0 => text,
+                rate => format!("{text} at {}", time::rate(rate, 1000)),
+            }
         });
     let written = step.output.as_ref().and_then(written);
     let parts = [progress, written, step.reason.clone()];
@@ -200,13 +204,24 @@ fn why(step: &StepView) -> String {
 /// How fast an image was written, if that is what the step did.
 fn written(output: &serde_json::Value) -> Option<String> {
     let result: StreamResult = serde_json::from_value(output.clone()).ok()?;
-    Some(format!(
+    let mut text = format!(
         "{} to {} at {}, {} over the network",
         time::bytes(result.bytes),
         result.disk,
         time::rate(result.bytes, result.duration_ms),
         time::bytes(result.transferred)
-    ))
+    );
+    if result.unchanged.bytes > 0 {
+        text.push_str(&format!(
+            ", {} were right already",
+            time::bytes(result.unchanged.bytes)
+        ));
+    }
+    for source in result.sources.iter().filter(|source| source.dropped) {
+        let why = source.last_fault.as_deref().unwrap_or("no reason given");
+        text.push_str(&format!("; dropped {}: {why}", source.url));
+    }
+    Some(text)
 }
 
 fn show(shown: &Shown) -> String {

@@ -54,6 +54,8 @@ pub enum Kind {
     Mode,
     /// Whole number that names a user or group.
     Number,
+    /// Whole number from the first to the second.
+    Count(u32, u32),
     /// A disk: `{{ machine.disk }}` or hints.
     Disk,
     /// The image: `{{ image.digest }}`.
@@ -180,7 +182,11 @@ pub static ACTIONS: &[Spec] = &[
         params: &[
             optional("image", Kind::Image),
             DISK,
-            optional("verify", Kind::Word(&["none", "read-back"])),
+            optional("verify", Kind::Word(&["none", "changed", "full"])),
+            optional("delta", Kind::Word(&["auto", "off"])),
+            // MiB; below, not even the largest frames fit.
+            optional("memory", Kind::Count(48, 65536)),
+            optional("connections", Kind::Count(1, 64)),
             optional("stall_timeout", Kind::Duration),
         ],
         timeout_minutes: 30,

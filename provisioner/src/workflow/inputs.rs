@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anneal_protocol::agent::{AgentAction, PartitionRef, Verify, stall_timeout_ms};
+use anneal_protocol::agent::{AgentAction, PartitionRef, StreamOptions, stall_timeout_ms};
 use anneal_protocol::disk::{DiskHints, DiskSelector};
 use base64::Engine as _;
 use serde_json::{Map, Value};
@@ -134,10 +134,13 @@ pub fn typed(
         Action::StreamImage => agent(AgentAction::StreamImage {
             image: read.image(image)?,
             disk: read.disk()?,
-            verify: if params.contains_key("verify") {
-                read.word("verify")?
-            } else {
-                Verify::default()
+            verify: read.optional_word("verify")?,
+            // Where the data lies is known when the order is sent.
+            options: StreamOptions {
+                delta: read.optional_word("delta")?,
+                sources: Vec::new(),
+                memory: read.optional_number("memory")?,
+                connections: read.optional_number("connections")?,
             },
             stall_timeout_ms: read
                 .duration("stall_timeout")?
@@ -222,6 +225,22 @@ impl Params<'_> {
             Some(value) => duration_of(value)
                 .map(Some)
                 .map_err(|m| self.error(name, m)),
+        }
+    }
+
+    fn optional_number(&self, name: &str) -> Result<Option<u32>, InputError> {
+        let given = self.params.contains_key(name);
+        given.then(|| self.number(name)).transpose()
+    }
+
+    fn optional_word<T: Default + serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<T, InputError> {
+        if self.params.contains_key(name) {
+            self.word(name)
+        } else {
+            Ok(T::default())
         }
     }
 
@@ -347,6 +366,10 @@ pub fn check_literal(param: &Param, value: &Value) -> Result<(), String> {
             .ok_or_else(|| "expected permission bits as quoted octal text, `\"0600\"`".to_owned()),
         Kind::Number => whole_number(value).map(|_| ()),
         Kind::Duration => duration_of(value).map(|_| ()),
+        Kind::Count(least, most) => match whole_number(value) {
+            Ok(number) if (least..=most).contains(&number) => Ok(()),
+            _ => Err(format!("expected a whole number from {least} to {most}")),
+        },
         Kind::Disk => disk_hints(value).map(|_| ()),
         Kind::Image => Ok(()),
         Kind::Partition => check_partition_keys(value),

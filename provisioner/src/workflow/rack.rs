@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use anneal_protocol::agent::{
-    AgentAction, Next, NextRequest, Order, Outcome, Progress, Report, StepFailure, StepResult,
-    StreamResult, Verify, WriteFileResult,
+    AgentAction, Amount, Next, NextRequest, Order, Outcome, Progress, Report, StepFailure,
+    StepResult, StreamResult, StreamTimes, Verify, WriteFileResult,
 };
 use base64::Engine as _;
 use tokio::sync::watch;
@@ -342,16 +342,26 @@ impl World {
         let mut disk = self.disk.lock().unwrap();
         disk.clear();
         disk.insert("image".into(), image.to_owned());
+        let all = Amount {
+            frames: 1,
+            bytes: 1 << 20,
+        };
         Outcome::Succeeded {
             output: serde_json::to_value(StreamResult {
                 disk: "vda".into(),
                 serial: None,
                 image: image.to_owned(),
                 bytes: 1 << 20,
-                written: 1 << 20,
+                written: all,
+                zeroed: Amount::default(),
+                unchanged: Amount::default(),
+                compared: Amount::default(),
+                read_back: (verify == Verify::Full).then_some(all),
                 transferred: 1 << 10,
+                sources: Vec::new(),
+                times: StreamTimes::default(),
                 duration_ms: 5,
-                read_back_sha256: (verify == Verify::ReadBack).then(|| SHA.to_owned()),
+                peak_memory: 0,
             })
             .unwrap(),
         }
@@ -370,7 +380,11 @@ impl World {
             let report = Report {
                 order: order.id.clone(),
                 boot_id: boot_id.to_owned(),
-                progress: Some(Progress { done: 1, total: 2 }),
+                progress: Some(Progress {
+                    done: 1,
+                    total: 2,
+                    rate: 0,
+                }),
                 logs: vec![],
                 logs_dropped: 0,
             };

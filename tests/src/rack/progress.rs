@@ -144,7 +144,11 @@ mod tests {
             reason: None,
             started_at: None,
             finished_at: None,
-            progress: done.map(|done| Progress { done, total: 1000 }),
+            progress: done.map(|done| Progress {
+                done,
+                total: 1000,
+                rate: 0,
+            }),
             output: None,
         }
     }

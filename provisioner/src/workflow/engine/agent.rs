@@ -367,12 +367,24 @@ fn believable(
             if result.image != *image {
                 return Err(format!("it wrote image {}", result.image));
             }
-            let expected = s.plan.image.as_ref().map(|image| image.sha256.as_str());
-            match (verify, result.read_back_sha256.as_deref()) {
+            let size = s.plan.image.as_ref().map(|image| image.size);
+            let accounted = [result.written, result.zeroed, result.unchanged];
+            let accounted: u64 = accounted.iter().map(|amount| amount.bytes).sum();
+            if size.is_some_and(|size| accounted != size) {
+                return Err(format!("it accounts for {accounted} bytes of the image"));
+            }
+            match (verify, result.read_back.map(|amount| amount.bytes)) {
                 (Verify::None, _) => Ok(()),
-                (Verify::ReadBack, None) => Err("nothing was read back".to_owned()),
-                (Verify::ReadBack, read) if read == expected => Ok(()),
-                (Verify::ReadBack, Some(read)) => Err(format!("it read back SHA-256 {read}")),
+                (_, None) => Err("nothing was read back".to_owned()),
+                (Verify::Full, Some(bytes)) if Some(bytes) != size => {
+                    Err(format!("it read back {bytes} bytes of the image"))
+                }
+                (Verify::Changed, Some(bytes))
+                    if bytes < result.written.bytes + result.zeroed.bytes =>
+                {
+                    Err(format!("it read back {bytes} bytes, less than it changed"))
+                }
+                (Verify::Full | Verify::Changed, Some(_)) => Ok(()),
             }
         }
         AgentAction::WipeDisk { .. } => read::<WipeResult>(output).map(|_| ()),

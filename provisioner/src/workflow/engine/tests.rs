@@ -22,6 +22,8 @@ mod returned;
 
 const T0: Millis = Millis(1_000_000);
 const SILENCE_MS: i64 = 60_000;
+/// As `plan_tests::image` says.
+const IMAGE_SIZE: u64 = 1 << 30;
 
 const INSTALL: &str = "name: w\ntimeout: 60m\nsteps:\n  - { uses: netboot, timeout: 10m, retries: 1 }\n  - { uses: stream-image, timeout: 20m, retries: 2, retry_delay: 10s }\n  - { uses: reboot, timeout: 5m, retries: 1 }\n  - { uses: wait-phone-home, timeout: 15m }\non_failure:\n  - { uses: collect-evidence }\n";
 
@@ -112,11 +114,17 @@ fn result(step: u32, attempt: u32, boot: &str, outcome: Outcome) -> StepResult {
     }
 }
 
-fn streamed(sha: &str) -> Outcome {
+/// An image of which so many bytes were read back.
+fn streamed(read_back: u64) -> Outcome {
+    let amount = |bytes| serde_json::json!({ "frames": 1, "bytes": bytes });
     Outcome::Succeeded {
         output: serde_json::json!({
-            "disk": "vda", "serial": null, "image": "blake3:11", "bytes": 1, "written": 1,
-            "transferred": 1, "duration_ms": 1, "read_back_sha256": sha,
+            "disk": "vda", "serial": null, "image": "blake3:11", "bytes": IMAGE_SIZE,
+            "written": amount(IMAGE_SIZE), "zeroed": amount(0), "unchanged": amount(0),
+            "compared": amount(0), "read_back": amount(read_back), "transferred": 1,
+            "sources": [],
+            "times": { "compare_ms": 0, "fetch_ms": 1, "write_ms": 1, "verify_ms": 1 },
+            "duration_ms": 1, "peak_memory": 0,
         }),
     }
 }
@@ -125,8 +133,9 @@ fn order() -> Inputs {
     Inputs::Agent(Box::new(anneal_protocol::agent::AgentAction::StreamImage {
         image: "blake3:11".into(),
         disk: machine().disk_selector(),
-        verify: anneal_protocol::agent::Verify::ReadBack,
+        verify: anneal_protocol::agent::Verify::Full,
         stall_timeout_ms: anneal_protocol::agent::stall_timeout_ms(),
+        options: anneal_protocol::agent::StreamOptions::default(),
     }))
 }
 
@@ -239,11 +248,19 @@ fn a_restart_in_the_middle_loses_the_attempt_and_its_result() {
         (s.steps[1].attempt, s.steps[1].state),
         (2, StepState::Running)
     );
-    assert!(!tell(&mut s, &result(1, 1, "b1", streamed("aa11")), at(61)));
+    assert!(!tell(
+        &mut s,
+        &result(1, 1, "b1", streamed(IMAGE_SIZE)),
+        at(61)
+    ));
     assert_eq!(order_ready(&s, "b1", at(61)), None);
     assert_eq!(give(&mut s, "b2", at(62)), 1);
     assert!(!wanted(&s, 1, 1, "b1"));
-    assert!(tell(&mut s, &result(1, 2, "b2", streamed("aa11")), at(90)));
+    assert!(tell(
+        &mut s,
+        &result(1, 2, "b2", streamed(IMAGE_SIZE)),
+        at(90)
+    ));
     assert_eq!(s.steps[1].state, StepState::Succeeded);
 }
 
@@ -296,7 +313,7 @@ fn an_agent_that_never_comes_back_ends_the_run() {
 #[test]
 fn a_success_that_cannot_be_right_is_none() {
     for outcome in [
-        streamed("bb22"),
+        streamed(IMAGE_SIZE - 1),
         Outcome::Succeeded {
             output: serde_json::json!({}),
         },
@@ -327,7 +344,7 @@ fn other_inputs_are_refused() {
 fn reboot_succeeds_at_the_next_sign_of_life_only() {
     let left = || {
         let mut s = streaming();
-        tell(&mut s, &result(1, 1, "b1", streamed("aa11")), at(60));
+        tell(&mut s, &result(1, 1, "b1", streamed(IMAGE_SIZE)), at(60));
         settle_down(&mut s, at(60));
         assert!(wants_agent(&s));
         assert_eq!(give(&mut s, "b1", at(60)), 2);
@@ -433,7 +450,7 @@ fn retry_goes_on_from_the_failed_step_with_new_attempt_numbers() {
     );
     assert!(!tell(
         &mut s,
-        &result(1, 1, "b1", streamed("aa11")),
+        &result(1, 1, "b1", streamed(IMAGE_SIZE)),
         at(101)
     ));
     assert_eq!(give(&mut s, "b1", at(101)), 1);
@@ -574,8 +591,8 @@ fn happen(s: &mut Snapshot, what: &Happening, now: &mut i64, boots: &mut u32) ->
                 attempt
             };
             let outcome = match outcome {
-                0 => streamed("aa11"),
-                1 => streamed("bb22"),
+                0 => streamed(IMAGE_SIZE),
+                1 => streamed(IMAGE_SIZE - 1),
                 2 => Outcome::Leaving,
                 _ => Outcome::Failed(StepFailure {
                     code: FailureCode::Internal,
@@ -583,7 +600,7 @@ fn happen(s: &mut Snapshot, what: &Happening, now: &mut i64, boots: &mut u32) ->
                     retryable: true,
                 }),
             };
-            let honest = idx == 1 && outcome == streamed("aa11");
+            let honest = idx == 1 && outcome == streamed(IMAGE_SIZE);
             let step = u32::try_from(idx).expect("small");
             let taken = tell(
                 s,

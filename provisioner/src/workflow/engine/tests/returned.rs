@@ -32,7 +32,11 @@ fn a_silent_agent_that_speaks_again_goes_on_with_its_attempt() {
     assert!(welcome(&mut s, "b1", false, at(200)));
     assert!(matches!(settle_down(&mut s, at(200)), Decision::Wait(_)));
     assert!(wanted(&s, 1, 1, "b1"));
-    assert!(tell(&mut s, &result(1, 1, "b1", streamed("aa11")), at(210)));
+    assert!(tell(
+        &mut s,
+        &result(1, 1, "b1", streamed(IMAGE_SIZE)),
+        at(210)
+    ));
     assert_eq!(
         (s.steps[1].attempt, s.steps[1].state),
         (1, StepState::Succeeded)

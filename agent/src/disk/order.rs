@@ -1,0 +1,68 @@
+//! In which order the sectors that make a disk bootable are cleared and written. Pure.
+//!
+//! Firmware and kernels look at sector 0 (MBR), sector 1 (GPT header) and the last sector (backup
+//! GPT header). Every other sector is only found through them. So:
+//!
+//! - Before anything else changes, sector 0 is cleared; then sector 1 and the last sector; each
+//!   time the disk is flushed. Until then the earlier system is whole.
+//! - At the end everything but those three is written and flushed; then the GPT headers; then
+//!   sector 0.
+//!
+//! Whatever subset of unflushed writes survives a power cut: a disk with a valid table is whole
+//! but for those three sectors.
+
+use std::ops::Range;
+
+use anneal_image::Manifest;
+
+/// A part of one of the frames that are written last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Index of the frame.
+    pub frame: usize,
+    /// Bytes of it.
+    pub bytes: Range<usize>,
+}
+
+/// Sectors to clear first, in groups; the disk is flushed after each.
+#[must_use]
+pub fn tables(disk_size: u64, sector: u64) -> [Vec<Range<u64>>; 2] {
+    let last = (disk_size / sector).saturating_sub(1) * sector;
+    let first = vec![0..sector.min(disk_size)];
+    let headers = [sector, last]
+        .into_iter()
+        .filter(|start| start + sector <= disk_size)
+        .map(|start| start..start + sector)
+        .collect();
+    [first, headers]
+}
+
+/// The frames held back to the end, in three groups; the disk is flushed after each.
+#[must_use]
+pub fn finish(manifest: &Manifest, last: &[usize], sector: u64) -> [Vec<Part>; 3] {
+    let end = (manifest.size() - 1) / sector * sector;
+    let mut groups = [Vec::new(), Vec::new(), Vec::new()];
+    for &frame in last {
+        let range = manifest.raw_range(frame);
+        let mut cuts: Vec<u64> = [sector, 2 * sector, end]
+            .into_iter()
+            .filter(|cut| range.start < *cut && *cut < range.end)
+            .collect();
+        cuts.extend([range.start, range.end]);
+        cuts.sort_unstable();
+        cuts.dedup();
+        for pair in cuts.windows(2) {
+            let group = match pair[0] {
+                0 => 2,
+                start if start == sector || start >= end => 1,
+                _ => 0,
+            };
+            groups[group].push(Part {
+                frame,
+                // Both are within the frame.
+                bytes: (pair[0] - range.start) as usize..(pair[1] - range.start) as usize,
+            });
+        }
+    }
+    groups
+}
