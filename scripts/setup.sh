@@ -42,7 +42,7 @@ grub-efi-amd64-bin|UEFI boot loader of the Debian image
 grub-pc-bin|BIOS boot loader of the Debian image
 grub-common|builds both boot loaders
 jq|reads JSON in examples and scripts
-openssl|an independent TLS client in the tests
+openssl|an independent TLS client in the tests; cosign's keys and signatures
 dnsmasq-base|a foreign DHCP server in the tests
 isc-dhcp-client|dhclient, a real DHCP client in the tests
 udhcpc|another real DHCP client in the tests
@@ -50,6 +50,11 @@ ignition|a real first-boot loader that fetches its configuration by URL
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests
 nginx-light|an independent HTTP server: what the image port is compared with
+gpg|OpenPGP keys and signatures in the tests of proofs
+gpg-agent|keeps gpg's keys
+gpgv|GnuPG's own verifier, beside ours in the tests
+docker-registry|an OCI registry in the tests
+minisign|minisign keys and signatures in the tests of proofs
 '
 
 say() { printf '%s\n' "setup: $*"; }

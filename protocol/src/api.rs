@@ -4,6 +4,7 @@
 //! RFC 3339 text, durations milliseconds, sizes bytes.
 
 mod image;
+mod page;
 mod proof;
 
 use std::collections::BTreeMap;
@@ -15,18 +16,10 @@ use crate::disk::{DiskHints, ProtectedDisk};
 use crate::machine::{Mac, MachineState};
 
 pub use image::ImageView;
+pub use page::{
+    ApiKeyPage, EventPage, ImagePage, MachinePage, Page, RunPage, TokenPage, WorkflowPage,
+};
 pub use proof::{Evidence, ProofRequest, ProofView};
-
-/// One page of a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Page<T> {
-    /// The items.
-    pub items: Vec<T>,
-    /// Pass as `?after=` for the next page; absent on the last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-}
 
 /// An error, RFC 9457 (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

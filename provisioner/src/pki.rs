@@ -300,7 +300,7 @@ fn still_good(pem: &[u8], key: &KeyPair, addresses: &[IpAddr]) -> bool {
     let renew_at = OffsetDateTime::now_utc() + SERVER_RENEW;
     use rcgen::PublicKeyData;
     certificate.validity().not_after.timestamp() > renew_at.unix_timestamp()
-        && certificate.public_key().subject_public_key.data.as_ref() == key.der_bytes()
+        && *certificate.public_key().subject_public_key.data == *key.der_bytes()
         && addresses.iter().all(named)
 }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anneal_protocol::api::{EventView, Page};
+use anneal_protocol::api::{EventPage, EventView, Page};
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::HeaderMap;
@@ -45,7 +45,7 @@ impl EventQuery {
 }
 
 /// A page of the event log, oldest first.
-#[utoipa::path(get, path = "/api/v1/event-log", tag = "events", params(EventQuery), responses((status = 200, body = Page<EventView>)))]
+#[utoipa::path(get, path = "/api/v1/event-log", tag = "events", params(EventQuery), responses((status = 200, body = EventPage)))]
 pub async fn log(
     State(shared): State<Shared>,
     Query(query): Query<EventQuery>,

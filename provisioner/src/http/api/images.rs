@@ -1,6 +1,6 @@
 //! Images: list, add by upload, remove.
 
-use anneal_protocol::api::{ImageView, Page, Problem, Role};
+use anneal_protocol::api::{ImagePage, ImageView, Page, Problem, Role};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -28,7 +28,7 @@ pub struct AddQuery {
 }
 
 /// Lists the images.
-#[utoipa::path(get, path = "/api/v1/images", tag = "images", responses((status = 200, body = Page<ImageView>)))]
+#[utoipa::path(get, path = "/api/v1/images", tag = "images", responses((status = 200, body = ImagePage)))]
 pub async fn list(State(shared): State<Shared>) -> ApiResult<Json<Page<ImageView>>> {
     let items = shared.images.list().await?.into_iter().map(view).collect();
     Ok(Json(Page { items, next: None }))

@@ -1,6 +1,6 @@
 //! API keys.
 
-use anneal_protocol::api::{ApiKeyView, CreateApiKey, CreatedApiKey, Page, Role};
+use anneal_protocol::api::{ApiKeyPage, ApiKeyView, CreateApiKey, CreatedApiKey, Page, Role};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -15,7 +15,7 @@ use crate::store::ApiKeyRecord;
 use crate::token;
 
 /// Lists the keys, without the keys.
-#[utoipa::path(get, path = "/api/v1/api-keys", tag = "api-keys", responses((status = 200, body = Page<ApiKeyView>)))]
+#[utoipa::path(get, path = "/api/v1/api-keys", tag = "api-keys", responses((status = 200, body = ApiKeyPage)))]
 pub async fn list(
     State(shared): State<Shared>,
     caller: Caller,

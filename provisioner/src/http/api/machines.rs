@@ -1,6 +1,6 @@
 //! Machines: look, apply an inventory file, remove.
 
-use anneal_protocol::api::{ApplyResult, MachineView, Page, Problem, Role};
+use anneal_protocol::api::{ApplyResult, MachinePage, MachineView, Page, Problem, Role};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -25,7 +25,7 @@ pub struct ApplyQuery {
 }
 
 /// Lists machines by name.
-#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(ListQuery), responses((status = 200, body = Page<MachineView>)))]
+#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(ListQuery), responses((status = 200, body = MachinePage)))]
 pub async fn list(
     State(shared): State<Shared>,
     Query(query): Query<ListQuery>,

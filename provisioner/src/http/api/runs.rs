@@ -1,6 +1,6 @@
 //! Runs: start, look, cancel, retry.
 
-use anneal_protocol::api::{Page, Plan, Problem, ProvisionRequest, Role, RunView};
+use anneal_protocol::api::{Page, Plan, Problem, ProvisionRequest, Role, RunPage, RunView};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -61,7 +61,7 @@ pub async fn provision(
 }
 
 /// Lists runs, newest first.
-#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(RunQuery), responses((status = 200, body = Page<RunView>)))]
+#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(RunQuery), responses((status = 200, body = RunPage)))]
 pub async fn list(
     State(shared): State<Shared>,
     Query(query): Query<RunQuery>,

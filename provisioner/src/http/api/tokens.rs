@@ -1,6 +1,6 @@
 //! Tokens, as metadata only.
 
-use anneal_protocol::api::{Page, TokenView};
+use anneal_protocol::api::{Page, TokenPage, TokenView};
 use axum::Json;
 use axum::extract::{Query, State};
 
@@ -10,7 +10,7 @@ use crate::clock::{now, rfc3339};
 use crate::http::problem::ApiResult;
 
 /// Lists tokens, newest first.
-#[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", params(ListQuery), responses((status = 200, body = Page<TokenView>)))]
+#[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", params(ListQuery), responses((status = 200, body = TokenPage)))]
 pub async fn list(
     State(shared): State<Shared>,
     Query(query): Query<ListQuery>,

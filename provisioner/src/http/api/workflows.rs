@@ -1,6 +1,6 @@
 //! Workflows: which there are, and whether a text is one.
 
-use anneal_protocol::api::{Page, Problem, Role, WorkflowView};
+use anneal_protocol::api::{Page, Problem, Role, WorkflowPage, WorkflowView};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -15,7 +15,7 @@ fn title(step: &Step) -> String {
 }
 
 /// Lists the workflows.
-#[utoipa::path(get, path = "/api/v1/workflows", tag = "workflows", responses((status = 200, body = Page<WorkflowView>)))]
+#[utoipa::path(get, path = "/api/v1/workflows", tag = "workflows", responses((status = 200, body = WorkflowPage)))]
 pub async fn list(State(shared): State<Shared>) -> ApiResult<Json<Page<WorkflowView>>> {
     let workflows = shared.engine.workflows();
     let items = workflows

@@ -12,15 +12,25 @@
 //! agents never see a publisher's key).
 
 mod check;
+mod cosign;
 mod error;
+mod evidence;
+mod minisign;
+mod oci;
+mod openpgp;
 mod policy;
 pub mod sums;
+#[cfg(test)]
+mod testing;
+mod trust;
+mod tuf;
 
 use anneal_image::Proof;
 use anneal_protocol::api::ProofView;
 
 pub use check::{Checker, Published};
 pub use error::ProofError;
+pub use oci::OciImage;
 pub use policy::Policy;
 
 /// A proof as the API shows it.
@@ -31,6 +41,15 @@ pub fn view(proof: &Proof) -> ProofView {
         signer: proof.signer.clone(),
         source: proof.source.clone(),
         detail: proof.detail.clone(),
+    }
+}
+
+/// What the record says about an image's proof: who vouched for it, or that nobody did.
+#[must_use]
+pub fn record(proof: Option<&Proof>) -> serde_json::Value {
+    match proof {
+        Some(proof) => serde_json::json!({ "proof": proof }),
+        None => serde_json::json!({ "unproven": true }),
     }
 }
 

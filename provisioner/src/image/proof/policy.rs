@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anneal_protocol::api::{ProofRequest, Role};
 
+use tokio::sync::{Mutex, MutexGuard};
+
 use super::ProofError;
+use super::trust::Trusted;
 use crate::settings::ImageSettings;
 
 /// The operator's rules about proofs.
@@ -13,6 +16,10 @@ pub struct Policy {
     require_proof: bool,
     /// Where TUF repositories are remembered.
     tuf_dir: PathBuf,
+    /// Held while a repository is looked at: `tough` keeps several files of it that belong together.
+    tuf: Mutex<()>,
+    /// None: whoever adds an image says whose key counts.
+    trusted: Option<Trusted>,
 }
 
 impl Policy {
@@ -24,7 +31,20 @@ impl Policy {
         Ok(Self {
             require_proof: settings.require_proof,
             tuf_dir,
+            tuf: Mutex::default(),
+            trusted: Trusted::load(&settings.trusted_keys)?,
         })
+    }
+
+    /// The keys that count, if not every key does.
+    #[must_use]
+    pub fn trusted(&self) -> Option<&Trusted> {
+        self.trusted.as_ref()
+    }
+
+    /// Held while a TUF repository is looked at.
+    pub(super) async fn tuf_lock(&self) -> MutexGuard<'_, ()> {
+        self.tuf.lock().await
     }
 
     /// Where TUF repositories are remembered, so that none can go back to an older version.
@@ -72,6 +92,8 @@ mod tests {
         let policy = |require_proof| Policy {
             require_proof,
             tuf_dir: PathBuf::new(),
+            tuf: Mutex::default(),
+            trusted: None,
         };
         let code = |require, proof: Option<&ProofRequest>, unproven, role| {
             let told = policy(require).admit("debian@12", proof, unproven, role);
