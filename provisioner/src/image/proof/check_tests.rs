@@ -1,29 +1,11 @@
 //! Digests and lists of digests: what holds, what does not, and what several proofs come to.
 
+use super::super::testing::check;
 use super::*;
-use crate::settings::ImageSettings;
 
 /// `printf abc | sha256sum`, `printf abc | sha512sum` (FIPS 180-2, appendices B.1 and C.1).
 const SHA256: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 const SHA512: &str = "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f";
-
-fn policy() -> Policy {
-    let settings = ImageSettings {
-        require_proof: true,
-        trusted_keys: Vec::new(),
-        listen: None,
-        limits: crate::http::blob::Limits::default(),
-    };
-    Policy::load(&settings, "unused".into()).unwrap()
-}
-
-async fn check(request: &ProofRequest, bytes: &[u8]) -> Result<Proof, ProofError> {
-    let mut checker = Checker::new(request, &policy(), &Published::default()).await?;
-    for chunk in bytes.chunks(2) {
-        checker.update(chunk);
-    }
-    checker.finish()
-}
 
 fn sha256(value: &str) -> ProofRequest {
     ProofRequest::Sha256 {

@@ -97,6 +97,8 @@ pub fn policy(dir: &Path, trusted: &[PathBuf]) -> Policy {
     let settings = ImageSettings {
         require_proof: true,
         trusted_keys: trusted.to_vec(),
+        listen: None,
+        limits: crate::http::blob::Limits::default(),
     };
     Policy::load(&settings, dir.join("tuf")).unwrap()
 }
