@@ -2,6 +2,9 @@
 //!
 //! Types only; [`agent`](crate::agent) names them where they travel.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 /// What `stream-image` reads again after writing, past every cache.
@@ -40,6 +43,9 @@ pub struct StreamOptions {
     /// endpoint as the last resort.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
+    /// Addresses of the names in `sources`: the netboot environment has no resolver.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, Vec<IpAddr>>,
     /// Most memory for bytes on their way, in MiB; none: 256, and never more than the machine
     /// can spare.
     #[serde(default, skip_serializing_if = "Option::is_none")]

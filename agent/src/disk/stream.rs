@@ -170,6 +170,7 @@ pub fn install(
     let plan = memory::plan(&needs(&manifest, limit, connections));
     let settings = fetch::Settings {
         origins: order.origins,
+        hosts: how.options.hosts,
         connections,
         stall: fetch::DEFAULT_STALL.min(how.stall_timeout),
         policy: Policy {

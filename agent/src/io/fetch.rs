@@ -18,7 +18,7 @@ use super::fault::Fault;
 use super::memory::{Budget, Buffer};
 use super::runs::runs;
 use super::sched::{Policy, Scheduler, Step};
-use super::source::{Clients, Origin};
+use super::source::{Clients, Hosts, Origin};
 use crate::step::{fail, fail_for_now};
 
 /// Threads that receive, at most: the rest of the processors decodes.
@@ -33,6 +33,8 @@ pub const DEFAULT_STALL: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// Where from, best first within a tier.
     pub origins: Vec<Origin>,
+    /// Addresses of their names.
+    pub hosts: Hosts,
     /// At the same time, over all sources.
     pub connections: usize,
     /// See [`DEFAULT_STALL`].
@@ -145,7 +147,7 @@ impl Fetch {
             .build()?;
         let clients = {
             let _inside = runtime.enter();
-            Clients::new(&self.shared.settings.origins)?
+            Clients::new(&self.shared.settings.origins, &self.shared.settings.hosts)?
         };
         let shared = self.shared.clone();
         let thread = std::thread::Builder::new()
@@ -164,6 +166,8 @@ impl Fetch {
                         _ = over.wait_for(|_| shared.state().over.is_some()) => {}
                     }
                 });
+                // A name that is still being looked up is not waited for.
+                runtime.shutdown_background();
             })?;
         self.threads.push(thread);
         Ok(())

@@ -3,6 +3,8 @@
 //! Transport is not trusted: whoever answers, with whatever certificate, the manifest decides
 //! what is right. So nothing secret is ever sent to a mirror, but what its URL says.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,9 @@ use crate::step::fail;
 /// Redirects that a mirror may answer with.
 const REDIRECTS: usize = 5;
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// Addresses of names that need not be looked up.
+pub type Hosts = BTreeMap<String, Vec<IpAddr>>;
 
 /// One place that has the image's data.
 #[derive(Debug, Clone)]
@@ -100,12 +105,12 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// One for each origin; mirrors share theirs.
+    /// One for each origin; mirrors share theirs. The names in `hosts` are not looked up.
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(origins: &[Origin]) -> anyhow::Result<Self> {
-        let anybody = anybody()?;
+    pub fn new(origins: &[Origin], hosts: &Hosts) -> anyhow::Result<Self> {
+        let anybody = anybody(hosts)?;
         let of = origins
             .iter()
             .map(|origin| match &origin.daemon {
@@ -253,7 +258,7 @@ fn cause(error: &reqwest::Error) -> String {
 }
 
 /// A client that speaks to anybody: HTTP/2 where a TLS server offers it.
-fn anybody() -> anyhow::Result<reqwest::Client> {
+fn anybody(hosts: &Hosts) -> anyhow::Result<reqwest::Client> {
     let provider = Arc::new(ring::default_provider());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
@@ -261,7 +266,13 @@ fn anybody() -> anyhow::Result<reqwest::Client> {
         .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder();
+    for (name, addresses) in hosts {
+        // The port is the URL's.
+        let addresses: Vec<SocketAddr> = addresses.iter().map(|ip| (*ip, 0).into()).collect();
+        builder = builder.resolve_to_addrs(name, &addresses);
+    }
+    Ok(builder
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::limited(REDIRECTS))

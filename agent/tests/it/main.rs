@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 mod daemon;
+mod mirror;
 mod netboot;
 mod session;
 mod support;
 mod tree;
+mod write;

@@ -269,11 +269,16 @@ pub struct Loop {
 
 impl Loop {
     pub fn new(name: &str, size: u64) -> Self {
+        Self::with_sector(name, size, 512)
+    }
+
+    /// A disk with logical sectors of this size.
+    pub fn with_sector(name: &str, size: u64, sector: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(name);
         std::fs::File::create(&file).unwrap().set_len(size).unwrap();
         let output = std::process::Command::new("losetup")
-            .args(["--show", "-fP"])
+            .args(["--show", "-fP", "--sector-size", &sector.to_string()])
             .arg(&file)
             .output()
             .expect("losetup: install the package mount");

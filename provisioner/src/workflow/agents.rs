@@ -198,9 +198,10 @@ impl Engine {
         let (_, wanted) = render(&Secrets::redacted())?;
         let secrets = self.mint(s, &wanted).await?;
         let (inputs, _) = render(&secrets)?;
-        let Inputs::Agent(action) = inputs else {
+        let Inputs::Agent(mut action) = inputs else {
             return Err(internal(anyhow::anyhow!("step {idx} is not the agent's")));
         };
+        self.add_sources(s, &mut action).await;
         let row = &s.steps[idx];
         let left = row.deadline.unwrap_or_else(now).since(now());
         Ok(Next::Order(Box::new(Order {

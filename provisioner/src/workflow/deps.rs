@@ -76,6 +76,12 @@ pub trait ImageSource: Debug + Send + Sync {
         &'a self,
         reference: &'a str,
     ) -> Boxed<'a, anyhow::Result<Option<ImageFacts>>>;
+    /// URLs of other places that have the data of image `id`, which is or was `name@version`.
+    fn mirrors<'a>(
+        &'a self,
+        reference: &'a str,
+        id: &'a str,
+    ) -> Boxed<'a, anyhow::Result<Vec<String>>>;
 }
 
 impl ImageSource for Catalog {
@@ -94,6 +100,20 @@ impl ImageSource for Catalog {
                     sha256: image.sha256,
                 })),
                 Err(ImageError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
+    fn mirrors<'a>(
+        &'a self,
+        reference: &'a str,
+        id: &'a str,
+    ) -> Boxed<'a, anyhow::Result<Vec<String>>> {
+        Box::pin(async move {
+            match self.resolve(reference).await {
+                Ok(image) if image.id == id => Ok(image.mirrors),
+                Ok(_) | Err(ImageError::NotFound(_)) => Ok(Vec::new()),
                 Err(error) => Err(error.into()),
             }
         })

@@ -139,6 +139,7 @@ pub fn typed(
             options: StreamOptions {
                 delta: read.optional_word("delta")?,
                 sources: Vec::new(),
+                hosts: Default::default(),
                 memory: read.optional_number("memory")?,
                 connections: read.optional_number("connections")?,
             },

@@ -31,6 +31,7 @@ mod drive;
 mod driver;
 mod library;
 mod record;
+mod sources;
 mod start;
 mod view;
 

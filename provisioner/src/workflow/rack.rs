@@ -135,6 +135,10 @@ impl ImageSource for World {
             }))
         })
     }
+
+    fn mirrors<'a>(&'a self, _: &'a str, _: &'a str) -> Boxed<'a, anyhow::Result<Vec<String>>> {
+        Box::pin(async { Ok(vec!["http://192.0.2.7/data.zst".to_owned()]) })
+    }
 }
 
 impl World {
