@@ -16,15 +16,26 @@ use super::write::failed;
 /// fewer than one in ten of all is (19 times out of 20), and reading the rest does not pay.
 const SAMPLE: usize = 32;
 
+/// What a frame is that the disk cannot read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// Not there: writing it may well repair it.
+    Differs,
+    /// The end.
+    Fails,
+}
+
 /// Which of these frames are on the disk as the manifest says: one flag for each entry.
 ///
 /// # Errors
-/// When the disk cannot be read, and what `watch` says.
+/// When the disk cannot be read, unless `unreadable` says that this is only another difference,
+/// and what `watch` says.
 pub fn compare<D: Disk>(
     disk: &D,
     manifest: &Manifest,
     frames: &[usize],
     threads: usize,
+    unreadable: Unreadable,
     watch: Watch<'_>,
 ) -> Result<Vec<bool>, StepFailure> {
     let next = AtomicUsize::new(0);
@@ -38,9 +49,11 @@ pub fn compare<D: Disk>(
             };
             let range = manifest.raw_range(frame);
             let raw = &mut memory[..manifest.raw_length(frame)];
-            disk.read_at(range.start, raw)
-                .map_err(|e| failed("read", range.start, &e))?;
-            if is_slice(manifest, frame, raw) {
+            let read = disk.read_at(range.start, raw);
+            if unreadable == Unreadable::Fails {
+                read.as_ref().map_err(|e| failed("read", range.start, e))?;
+            }
+            if read.is_ok() && is_slice(manifest, frame, raw) {
                 same.lock().unwrap_or_else(PoisonError::into_inner)[at] = true;
             }
             crew.done(range.end - range.start);
@@ -100,7 +113,7 @@ impl Survey {
         threads: usize,
         watch: Watch<'_>,
     ) -> Result<(), StepFailure> {
-        let same = compare(disk, manifest, frames, threads, watch)?;
+        let same = compare(disk, manifest, frames, threads, Unreadable::Differs, watch)?;
         for (&frame, same) in frames.iter().zip(same) {
             self.same[frame] = same;
         }

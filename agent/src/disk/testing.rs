@@ -46,6 +46,8 @@ struct State {
     operations: usize,
     /// Stores something else at this byte.
     lies_at: Option<usize>,
+    /// Frames of this many bytes cannot be read here until they are written.
+    broken: Option<usize>,
     written: u64,
     read: u64,
 }
@@ -61,6 +63,7 @@ impl Memory {
                 left: usize::MAX,
                 operations: 0,
                 lies_at: None,
+                broken: None,
                 written: 0,
                 read: 0,
             }),
@@ -74,6 +77,11 @@ impl Memory {
 
     pub fn lies_at(self, byte: usize) -> Self {
         self.state.lock().unwrap().lies_at = Some(byte);
+        self
+    }
+
+    pub fn unreadable_at(self, byte: usize) -> Self {
+        self.state.lock().unwrap().broken = Some(byte);
         self
     }
 
@@ -158,6 +166,8 @@ impl Disk for Memory {
         {
             data[at - offset] ^= 1;
         }
+        let range = offset..offset + data.len();
+        state.broken = state.broken.filter(|at| !range.contains(at));
         state.cached.push((offset, data));
         Ok(())
     }
@@ -170,6 +180,9 @@ impl Disk for Memory {
         let mut state = self.state.lock().unwrap();
         state.read += into.len() as u64;
         let range = offset as usize..offset as usize + into.len();
+        if state.broken.is_some_and(|at| range.contains(&at)) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         into.copy_from_slice(&state.durable[range.clone()]);
         for (at, data) in &state.cached {
             let (start, end) = (range.start.max(*at), range.end.min(at + data.len()));

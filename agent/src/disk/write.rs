@@ -22,7 +22,7 @@ use anneal_image::{Manifest, WritePlan, is_slice};
 use anneal_protocol::agent::{Amount, Delta, FailureCode, StepFailure, Verify};
 
 use super::body::{self, Body, First, Held, Supply};
-use super::compare::{Survey, compare};
+use super::compare::{Survey, Unreadable, compare};
 use super::device::{Aligned, Disk};
 use super::order;
 use crate::step::fail_for_now;
@@ -343,9 +343,14 @@ impl<D: Disk> Writer<'_, D> {
             .map_err(|e| failed("drop the cache of", 0, &e))?;
         let (done, total) = (manifest.size(), self.total);
         let watch = &mut self.watch;
-        let same = compare(disk, manifest, &frames, self.job.workers, &mut |bytes| {
-            watch((done + bytes).min(total), total)
-        })?;
+        let same = compare(
+            disk,
+            manifest,
+            &frames,
+            self.job.workers,
+            Unreadable::Fails,
+            &mut |bytes| watch((done + bytes).min(total), total),
+        )?;
         let mut amount = Amount::default();
         for (&frame, same) in frames.iter().zip(same) {
             if !same {
@@ -376,7 +381,14 @@ impl<D: Disk> Writer<'_, D> {
         if self.job.verify != Verify::None && !self.plan.last.is_empty() {
             disk.drop_cache()
                 .map_err(|e| failed("drop the cache of", 0, &e))?;
-            let same = compare(disk, manifest, &self.plan.last, 1, &mut |_| Ok(()))?;
+            let same = compare(
+                disk,
+                manifest,
+                &self.plan.last,
+                1,
+                Unreadable::Fails,
+                &mut |_| Ok(()),
+            )?;
             if let Some(at) = same.iter().position(|same| !same) {
                 self.clear()?;
                 return Err(mismatch(self.plan.last[at]));

@@ -121,6 +121,16 @@ fn a_delta_moves_what_differs() {
     assert!(disk.now()[..image.raw.len()] == image.raw);
 }
 
+/// What cannot be read is written: that may repair it.
+#[test]
+fn an_unreadable_sector_is_a_difference() {
+    let image = image("dddd0dd", 512);
+    let disk = Memory::of(image.raw.clone(), 512).unreadable_at(2 * F + 9);
+    let (_, fetched) = write(&image, &disk, Delta::Auto, Verify::Full, 1).unwrap();
+    assert_eq!(fetched, [2]);
+    assert!(disk.now() == image.raw);
+}
+
 /// What an earlier system left behind the image goes, and nothing else is touched.
 #[test]
 fn a_right_image_with_rubbish_behind_it() {
