@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use minijinja::value::{Kwargs, Object, Value};
 use minijinja::{Error, ErrorKind, State};
@@ -46,6 +46,8 @@ pub(super) struct Urls {
     /// Minted secrets; `None`: redacted.
     secrets: Option<BTreeMap<ConfigRef, String>>,
     wanted: Mutex<BTreeSet<ConfigRef>>,
+    /// What was rendered to see whether it can be; shared with the templates behind URLs.
+    checked: Arc<Mutex<BTreeSet<ConfigRef>>>,
     /// `phone_home` for the templates behind URLs: notes there that its token is used.
     phone_home: Value,
 }
@@ -69,7 +71,19 @@ impl Urls {
             base,
             secrets,
             wanted: Mutex::default(),
+            checked: Arc::default(),
             phone_home,
+        })
+    }
+
+    /// For a template behind a URL: what that one wants is made when it is fetched.
+    fn behind(&self) -> Value {
+        Value::from_object(Self {
+            base: self.base.clone(),
+            secrets: None,
+            wanted: Mutex::default(),
+            checked: self.checked.clone(),
+            phone_home: self.phone_home.clone(),
         })
     }
 
@@ -83,10 +97,7 @@ impl Urls {
     }
 
     pub(super) fn wanted(&self) -> BTreeSet<ConfigRef> {
-        self.wanted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.wanted).clone()
     }
 
     fn url(&self, config: &ConfigRef) -> Result<String, Error> {
@@ -114,6 +125,10 @@ impl Urls {
     }
 }
 
+fn lock(set: &Mutex<BTreeSet<ConfigRef>>) -> MutexGuard<'_, BTreeSet<ConfigRef>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
@@ -134,12 +149,8 @@ pub(super) fn config_url(state: &State, subject: &str, options: Kwargs) -> Resul
     };
     let templates = templates_of(state, subject)?;
     let url = urls.url(&config)?;
-    let known = !urls
-        .wanted
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(config);
-    if urls.secrets.is_none() && !known {
+    lock(&urls.wanted).insert(config.clone());
+    if urls.secrets.is_none() && lock(&urls.checked).insert(config) {
         for template in templates {
             check(state, urls, &template)?;
         }
@@ -185,13 +196,125 @@ fn check(state: &State, urls: &Urls, template: &str) -> Result<(), Error> {
     }
     let variables = ROOTS
         .iter()
-        .filter(|root| **root != PHONE_HOME)
+        .filter(|root| ![PHONE_HOME, URLS].contains(*root))
         .filter_map(|root| Some(((*root).to_owned(), state.lookup(root)?)))
         .chain([
             (PHONE_HOME.to_owned(), urls.phone_home.clone()),
+            (URLS.to_owned(), urls.behind()),
             (DEPTH.to_owned(), Value::from(depth + 1)),
         ]);
     let variables = Value::from_pairs(variables);
     state.env().get_template(template)?.render(variables)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::{Context, PhoneHome, REDACTED, Renderer};
+    use crate::workflow::plan_tests::machine;
+
+    const PLACE: &str = "w.yaml:7";
+
+    fn renderer() -> Renderer {
+        let files = [
+            ("a", "{{ phone_home.token }} {{ config_url('b') }}"),
+            ("b", "{{ config_url('b') }} {{ config_url('seed/') }}"),
+            ("seed/user-data", "{{ run.id }}"),
+            ("seed/meta-data", ""),
+            ("half/user-data", ""),
+            ("curious", "{{ _config_urls }}"),
+        ];
+        let sources = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        Renderer::from_sources(sources.into()).unwrap()
+    }
+
+    fn context(secrets: Option<&[(&str, &str)]>) -> Context {
+        let phone_home = PhoneHome {
+            url: "https://d/node/v1/phone-home".into(),
+            token: REDACTED.into(),
+        };
+        let secrets = secrets.map(|secrets| {
+            let entry = |(subject, secret): &(&str, &str)| {
+                let config = ConfigRef {
+                    subject: (*subject).to_owned(),
+                    plain: false,
+                };
+                (config, (*secret).to_owned())
+            };
+            secrets.iter().map(entry).collect()
+        });
+        let base = ConfigBase {
+            tls: "https://d".into(),
+            plain: None,
+        };
+        Context::new(&machine(), None, "run-1", "https://d", "PEM", phone_home)
+            .with_configs(base, secrets)
+    }
+
+    fn evaluate(text: &str, context: &Context) -> Result<String, String> {
+        match renderer().evaluate(text, PLACE, context) {
+            Ok(value) => Ok(value.as_str().unwrap().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_first_pass_is_redacted_and_tells_what_is_wanted() {
+        let first = context(None);
+        let url = evaluate("{{ config_url('seed/') }}", &first).unwrap();
+        assert_eq!(url, "https://d/node/v1/config/(redacted)/");
+        let wanted = first.wanted();
+        assert!(!wanted.phone_home);
+        assert_eq!(wanted.configs.first().unwrap().subject, "seed/");
+        let second = context(Some(&[("seed/", "5ec7e7")]));
+        let text = "one {{ config_url('seed/') }} two {{ config_url('seed/') }}";
+        assert_eq!(
+            evaluate(text, &second).unwrap(),
+            "one https://d/node/v1/config/5ec7e7/ two https://d/node/v1/config/5ec7e7/"
+        );
+        assert!(
+            evaluate("{{ config_url('a') }}", &second).is_err(),
+            "not minted"
+        );
+    }
+
+    /// What is behind a URL is looked at, but its secrets are not made before it is fetched.
+    #[test]
+    fn what_is_behind_a_url_is_wanted_later() {
+        let context = context(None);
+        evaluate("{{ config_url('a') }}", &context).unwrap();
+        assert!(context.token_promised() && !context.token_used());
+        assert!(!context.wanted().phone_home);
+        let subjects: Vec<_> = context.wanted().configs.into_iter().collect();
+        assert_eq!(subjects.len(), 1, "{subjects:?}");
+    }
+
+    #[test]
+    fn refusals_name_place_and_nearest_word() {
+        for (text, expected) in [
+            (
+                "{{ config_url('seed/userdata') }}",
+                "did you mean `seed/user-data`?",
+            ),
+            ("{{ config_url('half/') }}", "there is no `half/meta-data`"),
+            (
+                "{{ config_url('a', plain=true) }}",
+                "plain_config_urls: true",
+            ),
+        ] {
+            let error = evaluate(text, &context(None)).unwrap_err();
+            assert!(
+                error.starts_with(PLACE) && error.contains(expected),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn templates_cannot_print_the_urls_of_others() {
+        let context = context(Some(&[("seed/", "5ec7e7")]));
+        let text = renderer().render("curious", &context).unwrap();
+        assert!(!text.contains("5ec7e7"), "{text}");
+    }
 }

@@ -45,7 +45,7 @@ pub use library::{DEFAULT, LibraryError};
 pub use start::{StartError, StartRun};
 
 #[cfg(test)]
-mod plan_tests;
+pub(crate) mod plan_tests;
 #[cfg(test)]
 mod rack;
 #[cfg(test)]

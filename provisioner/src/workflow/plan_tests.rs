@@ -15,7 +15,7 @@ use crate::bmc::BootDevice;
 use crate::machine::Machine;
 use crate::render::{Context, ImageFacts, PhoneHome, REDACTED, Renderer};
 
-pub(super) fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     let text = "machines:\n  - name: r1n1\n    role: worker\n    nics: [ { mac: \"52:54:00:aa:00:01\", address: 10.77.0.11/24, boot: true } ]\n    bmc: { url: \"redfish+http://10.77.1.1:8000\", username: root, password: { file: /nowhere } }\n    disk: { hints: { type: virtio } }\n    protected_disks: [ { serial: KEEP } ]\n";
     let inventory = crate::machine::file::parse(text, "rack.yaml").unwrap();
     inventory.machines.into_iter().next().unwrap().machine
