@@ -104,7 +104,10 @@ pub fn settings(work: &Path, more: &[&str]) -> anyhow::Result<Settings> {
     std::fs::create_dir_all(work.join("workflows"))?;
     std::fs::write(work.join("workflows/write-only.yaml"), WORKFLOW)?;
     let file = work.join("anneal.yaml");
-    std::fs::write(&file, SETTINGS)?;
+    // A scenario that needs others wrote them before.
+    if !file.exists() {
+        std::fs::write(&file, SETTINGS)?;
+    }
     let mut arguments = vec!["--config".to_owned(), file.display().to_string()];
     arguments.extend(more.iter().map(|word| (*word).to_owned()));
     Ok(Settings {

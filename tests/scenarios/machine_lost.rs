@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anneal_tests::sim::net;
-use anneal_tests::sim::wait::wait_until;
+use anneal_tests::sim::wait::{wait_for, wait_until};
 
-use crate::bench::{Bench, MACHINE, step_named};
+use crate::bench::{Bench, MACHINE, RUN_LIMIT, step_named};
 use crate::runner::Scenario;
 
 /// See the module.
@@ -18,6 +18,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a_network_cut_of_a_minute_while_writing_is_survived",
         run: cut_mid_write,
+    },
+    Scenario {
+        name: "an_agent_that_was_cut_off_for_too_long_goes_on_with_its_attempt",
+        run: cut_beyond_silence,
     },
     Scenario {
         name: "a_second_provision_of_the_same_machine_works",
@@ -72,6 +76,37 @@ fn cut_mid_write(work: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(
         boots == 1,
         "the agent was seen {boots} times, expected it to stay"
+    );
+    Ok(())
+}
+
+/// The daemon gives the agent up and asks for somebody at the power button; nobody comes, but the
+/// cable is mended.
+fn cut_beyond_silence(work: &Path) -> anyhow::Result<()> {
+    let settings = "agent_silence: 15s\nworkflows_dir: workflows\n";
+    std::fs::write(work.join("anneal.yaml"), settings)?;
+    let mut bench = Bench::set(work, 96)?;
+    net::limit_rate(MACHINE, 60)?;
+    let run = bench.start_run()?.id;
+    bench.power_on()?;
+    bench.wait_written(&run, 30)?;
+    net::cut(MACHINE)?;
+    wait_for(RUN_LIMIT, "the agent to be given up", || {
+        let view = bench.api.run(&run)?;
+        let step = step_named(&view, "write the image")?;
+        Ok((step.state == "pending" && view.why.contains("lost")).then_some(()))
+    })?;
+    net::mend(MACHINE)?;
+    let view = bench.expect_success(&run)?;
+    let boots = bench.events(&run, "agent.hello")?.len();
+    anyhow::ensure!(
+        boots == 1,
+        "the agent was seen {boots} times, expected it to stay"
+    );
+    let attempts = step_named(&view, "write the image")?.attempts;
+    anyhow::ensure!(
+        attempts == 1,
+        "the image was written in {attempts} attempts, expected the first to go on"
     );
     Ok(())
 }
