@@ -144,8 +144,8 @@ fn write_way_in(paths: &Paths, keeper: u32) -> anyhow::Result<()> {
     let text = format!(
         "#!/bin/sh\n\
          # Opens a shell, or runs a command, on the virtual rack's network. Needs root.\n\
-         child() {{ cut -d' ' -f1 \"/proc/$1/task/$1/children\"; }}\n\
-         init=$(child \"$(child {keeper})\")\n\
+         child() {{ cut -d' ' -f1 \"/proc/$1/task/$1/children\" 2>/dev/null; }}\n\
+         grep -qs lab-keeper /proc/{keeper}/cmdline && init=$(child \"$(child {keeper})\")\n\
          [ -n \"$init\" ] || {{ echo 'the lab is not running' >&2; exit 1; }}\n\
          [ $# -gt 0 ] || set -- \"${{SHELL:-/bin/sh}}\"\n\
          exec nsenter --target \"$init\" --net --mount --pid --wdns=\"$PWD\" env \\\n\
@@ -165,6 +165,8 @@ fn write_way_in(paths: &Paths, keeper: u32) -> anyhow::Result<()> {
 /// When it does not end.
 pub fn stop(paths: &Paths) -> anyhow::Result<()> {
     let Some(pid) = keeper(paths) else {
+        // One that was killed left its files.
+        remove_files(paths)?;
         println!("no lab is running");
         return Ok(());
     };
@@ -173,7 +175,25 @@ pub fn stop(paths: &Paths) -> anyhow::Result<()> {
     wait_until(Duration::from_secs(60), "the lab to end", || {
         keeper(paths).is_none()
     })?;
-    std::fs::remove_dir_all(dir(paths))?;
+    remove_files(paths)?;
     println!("the lab is gone");
+    Ok(())
+}
+
+/// Removes what a lab that is over has on the disk.
+fn remove_files(paths: &Paths) -> anyhow::Result<()> {
+    let pid = std::fs::read_to_string(dir(paths).join("pid")).unwrap_or_default();
+    let work = pid
+        .trim()
+        .parse::<u32>()
+        .map(|pid| paths.root.join(".cache/rack").join(pid.to_string()));
+    for dir in work.into_iter().chain([dir(paths)]) {
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", dir.display()));
+            }
+            _ => {}
+        }
+    }
     Ok(())
 }
