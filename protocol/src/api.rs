@@ -4,6 +4,7 @@
 //! RFC 3339 text, durations milliseconds, sizes bytes.
 
 mod image;
+mod ingest;
 mod page;
 mod proof;
 
@@ -16,8 +17,12 @@ use crate::disk::{DiskHints, ProtectedDisk};
 use crate::machine::{Mac, MachineState};
 
 pub use image::ImageView;
+pub use ingest::{
+    IngestRequest, IngestSource, IngestState, IngestView, OciSource, UploadSource, UrlSource,
+};
 pub use page::{
-    ApiKeyPage, EventPage, ImagePage, MachinePage, Page, RunPage, TokenPage, WorkflowPage,
+    ApiKeyPage, EventPage, ImagePage, IngestPage, MachinePage, Page, RunPage, TokenPage,
+    WorkflowPage,
 };
 pub use proof::{Evidence, ProofRequest, ProofView};
 

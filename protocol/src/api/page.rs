@@ -29,6 +29,8 @@ pub type EventPage = Page<EventView>;
 pub type TokenPage = Page<TokenView>;
 /// Images.
 pub type ImagePage = Page<ImageView>;
+/// Ingests.
+pub type IngestPage = Page<super::IngestView>;
 /// API keys.
 pub type ApiKeyPage = Page<ApiKeyView>;
 

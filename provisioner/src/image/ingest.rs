@@ -1,5 +1,22 @@
 //! From what an operator has to a raw disk: which format is it, and did it come whole?
 
+pub mod decode;
+pub mod detect;
+mod digest;
+mod error;
+pub mod fetch;
+pub mod format;
+pub mod guard;
+pub mod oci;
+pub mod pipe;
+pub mod progress;
+pub mod qcow2;
+pub mod raw;
+pub mod tar;
+
+pub use digest::ContentDigest;
+pub use error::IngestError;
+
 use std::io::{self, Cursor, Read};
 
 use anneal_image::PackError;

@@ -11,7 +11,7 @@
 //! Not here: the format itself (crate `image`), how images reach agents (`http`).
 
 mod folder;
-mod ingest;
+pub mod ingest;
 mod key;
 pub mod proof;
 mod record;
