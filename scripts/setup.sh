@@ -35,6 +35,9 @@ e2fsprogs|state partition
 gdisk|sgdisk: partition table of the image
 python3|part of the image builder
 zstd|compressed images and initramfs
+bzip2|compressed images in the tests
+lz4|compressed images in the tests
+docker-registry|a real container registry in the tests
 cpio|the agent initramfs
 kmod|module dependencies of the agent initramfs
 xz-utils|compressed kernel modules

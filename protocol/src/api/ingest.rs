@@ -24,6 +24,12 @@ pub struct IngestRequest {
     pub force_os: bool,
     /// Where it comes from.
     pub source: IngestSource,
+    /// The publisher's proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<super::ProofRequest>,
+    /// Add it without proof; needs the role admin.
+    #[serde(default)]
+    pub unproven: bool,
     /// Partitions that are expected to change: label, number or UUID.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mutable_partitions: Vec<String>,

@@ -61,6 +61,8 @@ pub struct SharedParts {
     pub engine: Engine,
     /// Images.
     pub images: Arc<image::Catalog>,
+    /// Images on their way in.
+    pub ingests: Arc<image::ingest::Ingests>,
     /// What proof images must come with.
     pub proof: Arc<image::proof::Policy>,
     /// Where BMC passwords may be read from.
@@ -149,6 +151,12 @@ impl App {
         let (image_port, image_url) = port.unzip();
         let passwords = bmc::PasswordDirs::new(settings.password_dirs.clone());
         let bmc = Arc::new(bmc::BmcPool::new(passwords.clone()));
+        let ingests = Arc::new(image::ingest::Ingests::new(
+            images.clone(),
+            proof.clone(),
+            recorder.clone(),
+            image::ingest::Limits::new(&settings.images),
+        ));
         let engine = Engine::new(EngineDeps {
             store: store.clone(),
             recorder: recorder.clone(),
@@ -196,6 +204,7 @@ impl App {
             pki,
             engine,
             images,
+            ingests,
             proof,
             passwords,
             directory: directory.clone(),
@@ -260,6 +269,8 @@ impl App {
         spawn(&mut tasks, "the workflow engine", async move {
             engine.run(engine_stop).await
         });
+        let ingests = shared.ingests.clone().run(stop.clone());
+        spawn(&mut tasks, "adding images", ingests);
         let metrics = shared.metrics.clone();
         let watched = metrics.run(shared.recorder.clone(), shared.engine.clone(), stop.clone());
         spawn(&mut tasks, "metrics", watched);

@@ -14,9 +14,13 @@ use serde::de::DeserializeOwned;
 
 use super::context::Context;
 
-/// How long the daemon may take to answer; uploads and streams have no limit.
+/// How long the daemon may take to answer; streams have no limit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A daemon whose host is gone is noticed by this, also while it has nothing to say.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long it may take to decode and seal one part of an upload.
+const PART_LIMIT: Duration = Duration::from_secs(900);
 /// How often a write is sent in all when the connection breaks.
 const TRIES: u32 = 3;
 
@@ -97,6 +101,7 @@ impl Client {
             // The daemon is on our own network; a proxy for the Internet does not reach it.
             .no_proxy()
             .connect_timeout(CONNECT_LIMIT)
+            .tcp_keepalive(KEEPALIVE)
             .user_agent(concat!("anneal/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("setting up TLS")?;
@@ -177,19 +182,23 @@ impl Client {
         self.write(request).await
     }
 
-    /// `POST` of a stream, sent once, without a limit on its time.
+    /// `PUT` of a part of an upload, sent once; `range` says which part. The daemon answers when
+    /// it has taken all of it, which may need its time.
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn upload(
+    pub async fn put(
         &self,
         path: &[&str],
-        query: &[(&str, &str)],
-        body: reqwest::Body,
+        range: &str,
+        part: bytes::Bytes,
     ) -> anyhow::Result<Response> {
-        let request = self.request(Method::POST, path, query).body(body);
-        self.send(request.header("content-type", "application/octet-stream"))
-            .await
+        let request = self
+            .request(Method::PUT, path, &[])
+            .header("content-type", "application/octet-stream")
+            .header("content-range", range)
+            .timeout(PART_LIMIT);
+        self.send(request.body(part)).await
     }
 
     /// `DELETE`.

@@ -1,15 +1,10 @@
 //! `anneal image …`
 
-use std::path::{Path, PathBuf};
-
-use anneal_protocol::api::ImageView;
-use anyhow::Context as _;
+use anneal_protocol::api::{ImageView, IngestView};
 use clap::Subcommand;
-use futures_util::StreamExt as _;
-use indicatif::{ProgressBar, ProgressStyle};
-use tokio_util::io::ReaderStream;
 
-use super::client::{self, Client};
+use super::client::Client;
+use super::image_add::{self, AddArgs};
 use super::output::{self, Format, Table};
 use super::time;
 
@@ -17,16 +12,9 @@ use super::time;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Add an image to the store, under a name and version that never change again
-    Add {
-        /// `name@version`.
-        #[arg(value_parser = name_and_version)]
-        name: (String, String),
-        /// The disk image; `-` reads standard input.
-        file: PathBuf,
-        /// Its operating system, which says how it is configured: `debian`.
-        #[arg(long)]
-        os: String,
-    },
+    Add(Box<AddArgs>),
+    /// List images on their way into the store, and the last that came to an end
+    Ingests,
     /// List images
     List,
     /// Show an image
@@ -42,7 +30,7 @@ pub enum Command {
     },
 }
 
-fn name_and_version(text: &str) -> Result<(String, String), String> {
+pub(super) fn name_and_version(text: &str) -> Result<(String, String), String> {
     crate::machine::check::image(text)?;
     let (name, version) = text.split_once('@').unwrap_or((text, ""));
     Ok((name.to_owned(), version.to_owned()))
@@ -54,16 +42,14 @@ fn name_and_version(text: &str) -> Result<(String, String), String> {
 /// When a file cannot be read, or the daemon refuses or cannot be reached.
 pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Result<()> {
     match command {
-        Command::Add {
-            name: (name, version),
-            file,
-            os,
-        } => {
-            let query = [("name", name.as_str()), ("version", &version), ("os", &os)];
-            let body = body(&file).await?;
-            let response = client.upload(&["images"], &query, body).await?;
-            let image: ImageView = client::parse(response).await?;
+        Command::Add(args) => {
+            let image = image_add::add(&client, *args).await?;
             output::show(format, &image, show)
+        }
+        Command::Ingests => {
+            let ingests: Vec<IngestView> =
+                client.list(&["images", "ingests"], &[], usize::MAX).await?;
+            output::show(format, &ingests, |ingests| image_add::table(ingests))
         }
         Command::List => {
             let images: Vec<ImageView> = client.list(&["images"], &[], usize::MAX).await?;
@@ -100,27 +86,4 @@ fn show(image: &ImageView) -> String {
     table.row(["stored", &time::bytes(image.stored)]);
     table.row(["added", &image.added_at]);
     format!("{}\n{table}", image.name)
-}
-
-/// The file as a request's body, with a progress bar on a terminal.
-async fn body(path: &Path) -> anyhow::Result<reqwest::Body> {
-    if path == Path::new("-") {
-        let stdin = tokio::fs::File::open("/dev/stdin").await;
-        let stdin = stdin.context("reading standard input")?;
-        return Ok(reqwest::Body::wrap_stream(ReaderStream::new(stdin)));
-    }
-    let doing = || format!("reading {}", path.display());
-    let file = tokio::fs::File::open(path).await.with_context(doing)?;
-    let size = file.metadata().await.with_context(doing)?.len();
-    let bar = ProgressBar::new(size);
-    bar.set_style(ProgressStyle::with_template(
-        "sending [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-    )?);
-    let parts = ReaderStream::with_capacity(file, 1 << 18).inspect(move |part| {
-        bar.inc(part.as_ref().map_or(0, |part| part.len() as u64));
-        if bar.position() >= size {
-            bar.finish_and_clear();
-        }
-    });
-    Ok(reqwest::Body::wrap_stream(parts))
 }

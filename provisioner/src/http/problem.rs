@@ -10,7 +10,7 @@ use crate::store::StoreError;
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
-    code: &'static str,
+    code: std::borrow::Cow<'static, str>,
     detail: String,
 }
 
@@ -23,7 +23,7 @@ impl ApiError {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
             status,
-            code,
+            code: code.into(),
             detail: detail.into(),
         }
     }
@@ -57,6 +57,17 @@ impl ApiError {
         )
     }
 
+    /// An error that was told before, to be told again.
+    #[must_use]
+    pub fn again(problem: Problem) -> Self {
+        Self {
+            status: StatusCode::from_u16(problem.status)
+                .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            code: problem.code.into(),
+            detail: problem.detail,
+        }
+    }
+
     /// The document.
     #[must_use]
     pub fn problem(&self) -> Problem {
@@ -64,7 +75,7 @@ impl ApiError {
             kind: format!("/problems/{}", self.code),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
-            code: self.code.to_owned(),
+            code: self.code.clone().into_owned(),
             detail: self.detail.clone(),
         }
     }

@@ -27,7 +27,6 @@ use tokio::sync::Mutex;
 use crate::store::{Store, StoreError};
 
 use folder::{Folder, Sealed};
-pub use ingest::{BodyReader, BodySender, body};
 pub use key::Keyring;
 pub use record::{Findings, ImageRecord, SealRequest, parse_reference};
 
@@ -67,14 +66,6 @@ pub enum ImageError {
         reference: String,
         /// The machine or run, and what to do.
         by: String,
-    },
-    /// A format that is not read here.
-    #[error("the source is {format}, supported are raw disks and zstd-compressed ones: {convert}")]
-    Unsupported {
-        /// What it is.
-        format: &'static str,
-        /// A command that makes it acceptable.
-        convert: &'static str,
     },
     /// The partition table speaks of more than what came.
     #[error(
@@ -208,30 +199,6 @@ impl Catalog {
         Ok(self.store.images().await?)
     }
 
-    /// Seals what comes out of `reader` (a raw disk, or one compressed with zstd) and gives it a
-    /// name, unproven. See [`Catalog::seal`].
-    ///
-    /// # Errors
-    /// As [`Catalog::seal`].
-    pub async fn add(
-        &self,
-        name: &str,
-        version: &str,
-        os: &str,
-        reader: impl Read + Send + 'static,
-        progress: impl FnMut(u64) + Send + 'static,
-    ) -> Result<ImageRecord, ImageError> {
-        let request = SealRequest {
-            name: name.to_owned(),
-            version: version.to_owned(),
-            os: Some(os.to_owned()),
-            ..SealRequest::default()
-        };
-        let open = move || ingest::open(reader);
-        let finish = || Ok::<_, ImageError>(Findings::default());
-        self.seal_opened(request, open, finish, progress).await
-    }
-
     /// Seals the raw disk that comes out of `reader` and gives it a name. `finish` is called once
     /// the reader has come to its end, and before anything becomes visible: it says what is known
     /// only then, or refuses. `progress` is told how many raw bytes are packed. Adding the same
@@ -246,21 +213,7 @@ impl Catalog {
     pub async fn seal<E>(
         &self,
         request: SealRequest,
-        reader: impl Read + Send + 'static,
-        finish: impl FnOnce() -> Result<Findings, E> + Send + 'static,
-        progress: impl FnMut(u64) + Send + 'static,
-    ) -> Result<ImageRecord, ImageError>
-    where
-        ImageError: From<E>,
-    {
-        self.seal_opened(request, move || Ok(reader), finish, progress)
-            .await
-    }
-
-    async fn seal_opened<R: Read, E>(
-        &self,
-        request: SealRequest,
-        open: impl FnOnce() -> Result<R, ImageError> + Send + 'static,
+        mut reader: impl Read + Send + 'static,
         finish: impl FnOnce() -> Result<Findings, E> + Send + 'static,
         mut progress: impl FnMut(u64) + Send + 'static,
     ) -> Result<ImageRecord, ImageError>
@@ -271,7 +224,6 @@ impl Catalog {
         let (folder, keys) = (self.folder.clone(), self.keyring());
         let (sealed, request) = blocking(move || {
             let mut draft = folder.draft()?;
-            let mut reader = open()?;
             let options = PackOptions::default();
             let packed = pack(&mut reader, draft.data(), &options, &mut progress)?;
             if let Some(needed) = packed.table_end().filter(|&end| end > packed.size()) {

@@ -57,10 +57,26 @@ fn disk(seed: u8) -> Vec<u8> {
     raw
 }
 
+async fn seal(
+    catalog: &Catalog,
+    name: &str,
+    version: &str,
+    source: impl io::Read + Send + 'static,
+) -> Result<ImageRecord, ImageError> {
+    let request = SealRequest {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        os: Some("debian".to_owned()),
+        ..SealRequest::default()
+    };
+    let finish = || Ok::<_, ImageError>(Findings::default());
+    catalog.seal(request, source, finish, |_| {}).await
+}
+
 async fn add(catalog: &Catalog, reference: &str, raw: Vec<u8>) -> Result<ImageRecord, ImageError> {
     let (name, version) = reference.split_once('@').unwrap();
     let source = io::Cursor::new(raw);
-    catalog.add(name, version, "debian", source, |_| {}).await
+    seal(catalog, name, version, source).await
 }
 
 fn hex_of(image: &ImageRecord) -> String {
@@ -96,13 +112,12 @@ async fn an_added_image_is_sealed_and_found() {
 }
 
 #[tokio::test]
-async fn raw_and_zst_are_the_same_image_stored_once() {
+async fn one_content_under_two_names_is_stored_once() {
     let lab = Lab::new().await;
     let catalog = lab.catalog().await;
     let raw = disk(1);
-    let zst = zstd::bulk::compress(&raw, 1).unwrap();
     let one = add(&catalog, "debian@1", raw.clone()).await.unwrap();
-    let two = add(&catalog, "other@2", zst).await.unwrap();
+    let two = add(&catalog, "other@2", raw.clone()).await.unwrap();
     assert_eq!(one.id, two.id);
     assert_eq!(lab.folders(), [hex_of(&one)]);
     let again = add(&catalog, "debian@1", raw).await.unwrap();
@@ -119,7 +134,7 @@ async fn raw_and_zst_are_the_same_image_stored_once() {
 }
 
 #[tokio::test]
-async fn refuses_names_and_formats_it_cannot_use() {
+async fn refuses_names_it_cannot_use_and_disks_cut_short() {
     let lab = Lab::new().await;
     let catalog = lab.catalog().await;
     for reference in [
@@ -137,30 +152,12 @@ async fn refuses_names_and_formats_it_cannot_use() {
             "{reference}: {error}"
         );
     }
-    for (magic, expected) in [
-        (&b"\x1f\x8b\x08\0"[..], "the source is gzip-compressed"),
-        (b"\xfd7zXZ\0", "the source is xz-compressed"),
-        (b"BZh9", "the source is bzip2-compressed"),
-        (b"QFI\xfb", "the source is a qcow2 image"),
-    ] {
-        let mut raw = magic.to_vec();
-        raw.resize(4096, 1);
-        let error = add(&catalog, "x@1", raw).await.unwrap_err().to_string();
-        assert!(error.starts_with(expected), "{error}");
-        assert!(
-            error.contains("supported are raw disks and zstd"),
-            "{error}"
-        );
-    }
     let mut table = disk(1);
     table[512..520].copy_from_slice(b"EFI PART");
     let beyond = table.len() as u64 / 512;
     table[544..552].copy_from_slice(&beyond.to_le_bytes());
     let error = add(&catalog, "x@1", table).await.unwrap_err();
     assert!(matches!(error, ImageError::CutShort { .. }), "{error}");
-    let zst = zstd::bulk::compress(&disk(1), 1).unwrap();
-    let error = add(&catalog, "x@1", zst[..zst.len() - 9].to_vec()).await;
-    assert!(matches!(error, Err(ImageError::Pack(_))), "{error:?}");
     assert_eq!(lab.folders(), [""; 0]);
     assert_eq!(catalog.list().await.unwrap(), []);
 }
@@ -179,33 +176,9 @@ async fn a_source_that_fails_leaves_nothing() {
     let lab = Lab::new().await;
     let catalog = lab.catalog().await;
     let source = Fails(io::Cursor::new(disk(1)));
-    let result = catalog.add("x", "1", "debian", source, |_| {}).await;
+    let result = seal(&catalog, "x", "1", source).await;
     assert!(matches!(result, Err(ImageError::Pack(_))), "{result:?}");
     assert_eq!(lab.folders(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_client_that_goes_away_leaves_nothing() {
-    let lab = Lab::new().await;
-    let catalog = lab.catalog().await;
-    let (sender, reader) = body();
-    let upload = async {
-        assert!(sender.send(disk(1).into()).await);
-        // Dropped without `finish`, as when the connection breaks.
-        drop(sender);
-    };
-    let (result, ()) = tokio::join!(catalog.add("x", "1", "debian", reader, |_| {}), upload);
-    let error = format!("{:#}", anyhow::Error::from(result.unwrap_err()));
-    assert!(error.contains("the upload was interrupted"), "{error}");
-    assert_eq!(lab.folders(), [""; 0]);
-
-    let (sender, reader) = body();
-    let upload = async {
-        assert!(sender.send(disk(1).into()).await);
-        sender.finish().await;
-    };
-    let (result, ()) = tokio::join!(catalog.add("x", "1", "debian", reader, |_| {}), upload);
-    assert_eq!(result.unwrap().size, 9 * MIB as u64);
 }
 
 /// What a process that dies between two steps leaves is gone when the next one opens.

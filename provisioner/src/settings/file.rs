@@ -35,6 +35,9 @@ pub(super) struct ImagesFile {
     pub plain: Option<bool>,
     pub limit_per_machine: Option<Spanned<String>>,
     pub limit_total: Option<Spanned<String>>,
+    pub max_size: Option<Spanned<String>>,
+    pub allow_local_sources: Option<bool>,
+    pub upload_patience: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::SettingsError;
 use super::file::ImagesFile;
@@ -27,6 +28,26 @@ pub struct ImageSettings {
     pub listen: Option<SocketAddr>,
     /// Bandwidth of that port.
     pub limits: Limits,
+    /// The largest raw disk that is taken, bytes: what a decompression bomb may become.
+    pub max_size: u64,
+    /// Fetch images from addresses of the daemon's own host and link, too: tests and labs.
+    pub allow_local_sources: bool,
+    /// How long an upload may be silent before it is given up.
+    pub upload_patience: Duration,
+}
+
+impl Default for ImageSettings {
+    fn default() -> Self {
+        Self {
+            require_proof: true,
+            trusted_keys: Vec::new(),
+            listen: None,
+            limits: Limits::default(),
+            max_size: 1 << 40,
+            allow_local_sources: false,
+            upload_patience: Duration::from_secs(600),
+        }
+    }
 }
 
 impl Merge<'_> {
@@ -56,8 +77,20 @@ impl Merge<'_> {
             raw.map(|value| rate(&self.in_file(&value))).transpose()
         };
         let keys = raw.trusted_keys.iter();
+        let usual = ImageSettings::default();
+        let max_size = raw.max_size.as_ref().map(|value| {
+            let given = self.in_file(value);
+            size(&given.text).map_err(|told| given.refuse(told))
+        });
         Ok(ImageSettings {
-            require_proof: raw.require_proof.unwrap_or(true),
+            require_proof: raw.require_proof.unwrap_or(usual.require_proof),
+            max_size: max_size.transpose()?.unwrap_or(usual.max_size),
+            allow_local_sources: raw.allow_local_sources.unwrap_or(usual.allow_local_sources),
+            upload_patience: self.duration(
+                raw.upload_patience,
+                usual.upload_patience,
+                Duration::from_secs(1)..=Duration::from_secs(86_400),
+            )?,
             trusted_keys: keys.map(|value| self.in_file(value).path()).collect(),
             listen: plain.then_some(listen.unwrap_or(default)),
             limits: Limits {

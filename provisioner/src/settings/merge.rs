@@ -337,7 +337,7 @@ impl Merge<'_> {
         }
     }
 
-    fn duration(
+    pub(super) fn duration(
         &self,
         raw: Option<Spanned<String>>,
         default: Duration,

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anneal_protocol::cmdline::Boot;
 use provisioner::app::{App, Shared};
-use provisioner::http::blob::Limits;
 use provisioner::machine::Cidr;
 use provisioner::settings::{EventSettings, ImageSettings, Settings};
 use serde_json::{Value, json};
@@ -80,10 +79,8 @@ pub fn settings(state: &Path) -> Settings {
         tftp: false,
         agent_silence: Duration::from_secs(60),
         images: ImageSettings {
-            require_proof: true,
-            trusted_keys: Vec::new(),
             listen: Some(([10, 77, 0, 1], 0).into()),
-            limits: Limits::default(),
+            ..ImageSettings::default()
         },
         events: EventSettings::default(),
         plain_config_urls: false,

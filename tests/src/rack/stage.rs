@@ -58,7 +58,10 @@ impl Stage {
                 paths.root.join("hardware").to_string_lossy().into_owned(),
             ],
         })?;
-        println!("$ anneal image add {IMAGE} {}", shown(paths, &paths.image));
+        println!(
+            "$ anneal image add {IMAGE} {} --os {IMAGE_OS} --unproven",
+            shown(paths, &paths.image)
+        );
         daemon.add_image(IMAGE, &paths.image, IMAGE_OS)?;
         let inventory = paths.root.join("hardware/lab.yaml");
         println!("$ anneal apply -f {}", shown(paths, &inventory));

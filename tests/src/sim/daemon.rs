@@ -143,13 +143,13 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Puts a raw disk into its image store as `name@version`.
+    /// Puts a disk image into its store as `name@version`, unproven.
     ///
     /// # Errors
     /// When it refuses.
     pub fn add_image(&self, reference: &str, file: &Path, os: &str) -> anyhow::Result<()> {
         let file = file.to_string_lossy();
-        self.anneal(&["image", "add", reference, &file, "--os", os])
+        self.anneal(&["image", "add", reference, &file, "--os", os, "--unproven"])
             .map(drop)
     }
 }

@@ -1,11 +1,9 @@
-//! Images: list, add by upload, remove.
+//! Images: list, show, remove. How they are added: `ingests`.
 
 use anneal_protocol::api::{ImagePage, ImageView, Page, Problem, Role};
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use futures_util::StreamExt;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 
 use super::auth::Caller;
 use crate::app::Shared;
@@ -13,19 +11,6 @@ use crate::clock::rfc3339;
 use crate::event::Event;
 use crate::http::problem::{ApiError, ApiResult};
 use crate::image::{self, ImageError, ImageRecord};
-
-/// What an upload is.
-#[derive(Debug, Clone, serde::Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct AddQuery {
-    /// Name.
-    pub name: String,
-    /// Version.
-    pub version: String,
-    /// OS family, `debian`: which templates may configure it.
-    pub os: String,
-}
 
 /// Lists the images.
 #[utoipa::path(get, path = "/api/v1/images", tag = "images", responses((status = 200, body = ImagePage)))]
@@ -42,53 +27,6 @@ pub async fn show(
     Path(name): Path<String>,
 ) -> ApiResult<Json<ImageView>> {
     Ok(Json(view(shared.images.resolve(&name).await?)))
-}
-
-/// Adds an image: the body is the raw disk, or one compressed with zstd. It is sealed as it
-/// arrives; when the upload breaks off, nothing is kept. Repeating an upload is harmless: the
-/// same content under the same name is one image, so no `Idempotency-Key` is taken.
-#[utoipa::path(post, path = "/api/v1/images", tag = "images", params(AddQuery),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    responses((status = 201, body = ImageView), (status = 409, body = Problem), (status = 422, body = Problem)))]
-pub async fn add(
-    State(shared): State<Shared>,
-    caller: Caller,
-    Query(query): Query<AddQuery>,
-    headers: HeaderMap,
-    body: Body,
-) -> ApiResult<(StatusCode, Json<ImageView>)> {
-    caller.must_be(Role::Admin)?;
-    if headers.contains_key("idempotency-key") {
-        return Err(ApiError::new(
-            StatusCode::BAD_REQUEST,
-            "idempotency-key-not-needed",
-            "uploads take no Idempotency-Key: repeating one is harmless",
-        ));
-    }
-    let (sender, reader) = image::body();
-    let feed = async move {
-        let mut stream = body.into_data_stream();
-        while let Some(chunk) = stream.next().await {
-            // Dropping the sender unfinished tells the packer that the upload broke off; a
-            // packer that takes no more says itself why.
-            let Ok(bytes) = chunk else { return };
-            if !sender.send(bytes).await {
-                return;
-            }
-        }
-        sender.finish().await;
-    };
-    let sealed = shared
-        .images
-        .add(&query.name, &query.version, &query.os, reader, |_| {});
-    let ((), record) = tokio::join!(feed, sealed);
-    let record = record?;
-    let message = format!("{} added the image {}", caller.name, record.reference());
-    shared.recorder.record(
-        Event::new("image.added", message)
-            .data(serde_json::json!({ "id": record.id, "sha256": record.sha256 })),
-    );
-    Ok((StatusCode::CREATED, Json(view(record))))
 }
 
 /// Removes an image that nobody needs.
@@ -137,7 +75,6 @@ impl From<ImageError> for ApiError {
             }
             ImageError::Partition(_) => Self::invalid("partition-unknown", detail),
             ImageError::InUse { .. } => Self::conflict("image-in-use", detail),
-            ImageError::Unsupported { .. } => Self::invalid("image-format", detail),
             ImageError::CutShort { .. } => Self::invalid("image-cut-short", detail),
             ImageError::Pack(cause) => {
                 let cause = anyhow::Error::new(cause);

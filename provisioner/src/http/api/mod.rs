@@ -9,6 +9,7 @@ pub mod body;
 pub mod events;
 pub mod idempotency;
 pub mod images;
+pub mod ingests;
 pub mod keys;
 pub mod machines;
 pub mod openapi;
@@ -19,7 +20,7 @@ pub mod workflows;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Router, middleware};
 
 use crate::app::Shared;
@@ -51,12 +52,21 @@ pub fn router(shared: &Shared) -> Router {
     let unremembered = Router::new()
         .route("/api/v1/api-keys", get(keys::list).post(keys::create))
         .route("/api/v1/api-keys/{name}", delete(keys::remove))
-        .route("/api/v1/images", get(images::list).post(images::add))
+        .route("/api/v1/images", get(images::list))
+        .route("/api/v1/images/ingests/{id}/data", put(ingests::put))
         .route(
             "/api/v1/images/{name}",
             get(images::show).delete(images::remove),
         );
     let rest = Router::new()
+        .route(
+            "/api/v1/images/ingests",
+            get(ingests::list).post(ingests::create),
+        )
+        .route(
+            "/api/v1/images/ingests/{id}",
+            get(ingests::show).delete(ingests::cancel),
+        )
         .route("/api/v1/machines", get(machines::list))
         .route(
             "/api/v1/machines/{name}",

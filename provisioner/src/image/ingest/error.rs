@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::image::ImageError;
+use crate::image::proof::ProofError;
 
 /// Why an ingest did not become an image. [`IngestError::code`] is stable.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +78,12 @@ pub enum IngestError {
     /// The operating system cannot be told, or is another.
     #[error("{0}")]
     System(String),
-    /// The publisher's proof does not hold.
+    /// Bytes are not those of the digest that named them.
     #[error("{0}")]
-    Proof(String),
+    Digest(String),
+    /// The publisher's proof does not hold, or cannot be checked.
+    #[error(transparent)]
+    Proof(#[from] ProofError),
     /// Stopped by somebody.
     #[error("{0}")]
     Cancelled(String),
@@ -112,7 +116,8 @@ impl IngestError {
             Self::Changed(_) => "image-source-changed",
             Self::Refused(_) => "image-source-refused",
             Self::System(_) => "image-os",
-            Self::Proof(_) => "image-proof-failed",
+            Self::Digest(_) => "image-digest-wrong",
+            Self::Proof(error) => error.code(),
             Self::Cancelled(_) => "ingest-cancelled",
             Self::Io { .. } | Self::Image(_) => return None,
         })

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
 use super::guard::{Guard, GuardError, shown};
 use super::oci::Blob;
@@ -45,12 +45,33 @@ impl Default for Patience {
 /// A try that got so far counts as progress.
 const PROGRESS: u64 = 1 << 20;
 
+/// An HTTP client that goes nowhere but where its guard allows. Every request begins with
+/// [`Web::get`]: addresses in URLs are never resolved, so the resolver cannot check them.
+#[derive(Debug, Clone)]
+pub struct Web {
+    client: Client,
+    guard: Guard,
+}
+
+impl Web {
+    /// Begins a request.
+    ///
+    /// # Errors
+    /// When the guard does not allow the URL.
+    pub fn get(&self, url: Url) -> Result<RequestBuilder, Trouble> {
+        match self.guard.url(&url) {
+            Ok(()) => Ok(self.client.get(url)),
+            Err(error) => Err(Trouble::Fatal(IngestError::Refused(error.to_string()))),
+        }
+    }
+}
+
 /// Makes a client that keeps to `guard`; with `ca` (PEM) it trusts only that, else what the
 /// daemon's host trusts.
 ///
 /// # Errors
 /// When `ca` is not PEM, or TLS cannot be set up.
-pub fn client(guard: Guard, patience: Patience, ca: Option<&str>) -> Result<Client, IngestError> {
+pub fn client(guard: Guard, patience: Patience, ca: Option<&str>) -> Result<Web, IngestError> {
     let mut builder = Client::builder()
         .redirect(guard.redirects())
         .dns_resolver(guard.resolver())
@@ -66,8 +87,9 @@ pub fn client(guard: Guard, patience: Patience, ca: Option<&str>) -> Result<Clie
         }
         builder = builder.tls_certs_only(bundle);
     }
-    builder
-        .build()
+    let client = builder.build();
+    client
+        .map(|client| Web { client, guard })
         .map_err(|error| IngestError::Source(format!("setting up TLS: {}", chain(&error))))
 }
 
@@ -76,7 +98,7 @@ pub enum Target {
     /// A file.
     Url {
         /// With which client.
-        client: Client,
+        web: Web,
         /// Its place.
         url: Url,
     },
@@ -94,8 +116,8 @@ impl Target {
 
     async fn open(&self, headers: HeaderMap) -> Result<Response, Trouble> {
         match self {
-            Self::Url { client, url } => {
-                let request = client.get(url.clone()).headers(headers);
+            Self::Url { web, url } => {
+                let request = web.get(url.clone())?.headers(headers);
                 request.send().await.map_err(trouble)
             }
             Self::Blob(blob) => blob.open(headers).await,
@@ -234,7 +256,7 @@ impl<'a> Download<'a> {
             tokio::time::sleep(self.patience.pause * 2_u32.pow(tries.min(5) - 1)).await;
         }
         match self.expected.take().map(ContentDigest::check) {
-            Some(Err(text)) => Err(IngestError::Proof(format!(
+            Some(Err(text)) => Err(IngestError::Digest(format!(
                 "{}: {text}: the registry sent other bytes than its manifest names",
                 self.target.name()
             ))),

@@ -95,10 +95,8 @@ pub fn evidence(bytes: Vec<u8>) -> Evidence {
 /// A policy with these trusted keys, and its state in `dir`.
 pub fn policy(dir: &Path, trusted: &[PathBuf]) -> Policy {
     let settings = ImageSettings {
-        require_proof: true,
         trusted_keys: trusted.to_vec(),
-        listen: None,
-        limits: crate::http::blob::Limits::default(),
+        ..ImageSettings::default()
     };
     Policy::load(&settings, dir.join("tuf")).unwrap()
 }

@@ -56,7 +56,7 @@ fn one_stream_and_several_are_decoded() {
             packed(tool, arguments, &raw),
             packed(tool, arguments, b"the end"),
         );
-        assert!(one.len() > 100_000 && one.len() < raw.len(), "{tool}");
+        assert!(one.len() > 100_000, "{tool}: several blocks");
         assert_eq!(decode(format, &one).unwrap(), raw, "{tool}");
         let joined = [&one[..], &two].concat();
         let expected = [&raw[..], b"the end"].concat();

@@ -118,9 +118,9 @@ async fn reply(
 async fn download(server: &Server, allow_local: bool) -> (Vec<u8>, Result<Outcome, IngestError>) {
     // Several tests share the process.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let client = client(Guard { allow_local }, patience(), None).unwrap();
+    let web = client(Guard { allow_local }, patience(), None).unwrap();
     let url = Url::parse(&server.url).unwrap();
-    let target = Target::Url { client, url };
+    let target = Target::Url { web, url };
     let (sender, mut receiver) = pipe();
     let reader = std::thread::spawn(move || {
         let mut all = Vec::new();
@@ -174,7 +174,7 @@ async fn what_broke_off_goes_on_by_range() {
             0,
         ),
         Answer::Send(OK, 1_500_000),
-        Answer::Stall(PART, 700_000),
+        Answer::Stall(PART, 1_200_000),
         Answer::Send("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n", 0),
         Answer::Send(PART, LENGTH),
     ];

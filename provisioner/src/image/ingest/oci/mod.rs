@@ -9,12 +9,14 @@ mod manifest;
 mod registry;
 
 use anneal_protocol::api::OciSource;
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::secrets::RegistryAuth;
+use reqwest::Response;
 use reqwest::header::HeaderMap;
-use reqwest::{Client, Response};
 
 use super::IngestError;
 use super::digest::ContentDigest;
-use super::fetch::Trouble;
+use super::fetch::{Patience, Trouble, Web};
 
 pub use manifest::Layer;
 use manifest::{Manifest, Platform};
@@ -26,12 +28,11 @@ const DEPTH: usize = 3;
 /// What a reference was found to be.
 #[derive(Debug)]
 pub struct Resolved {
-    /// Registry and repository.
-    pub repository: String,
-    /// Digest of the manifest of the reference itself: what a signature is about.
-    pub top: String,
-    /// Digest of the manifest that names the layer; the same unless there is an index.
-    pub digest: String,
+    /// The reference, as it was read.
+    pub reference: oci_client::Reference,
+    /// Digests that lead to the layer, each checked: of the index, if there is one, and of the
+    /// manifest. What a signature is about.
+    pub digests: Vec<String>,
     /// The layer with the disk.
     pub layer: Layer,
     /// Version, from the manifest's annotations.
@@ -65,7 +66,7 @@ impl Blob {
 ///
 /// # Errors
 /// When the reference or what it names cannot be had or understood, or the layer is not clear.
-pub async fn resolve(client: Client, source: &OciSource) -> Result<(Resolved, Blob), IngestError> {
+pub async fn resolve(web: Web, source: &OciSource) -> Result<(Resolved, Blob), IngestError> {
     let text = source.reference.trim_start_matches("oci://");
     let reference: oci_client::Reference = text.parse().map_err(|error| {
         IngestError::Invalid(format!(
@@ -73,23 +74,22 @@ pub async fn resolve(client: Client, source: &OciSource) -> Result<(Resolved, Bl
         ))
     })?;
     let platform = Platform::parse(source.platform.as_deref().unwrap_or("linux/amd64"))?;
-    let registry = Registry::new(client, &reference, source)?;
+    let registry = Registry::new(web, &reference, source)?;
     let mut wanted = match reference.digest() {
         Some(digest) => digest.to_owned(),
         None => reference.tag().unwrap_or("latest").to_owned(),
     };
-    let mut top = None;
+    let mut digests = Vec::new();
     for _ in 0..DEPTH {
         let (digest, bytes) = registry.manifest(&wanted).await?;
-        let top = top.get_or_insert_with(|| digest.clone());
+        digests.push(digest);
         match Manifest::parse(&bytes)? {
             Manifest::Index(index) => wanted = index.choose(&platform)?,
             Manifest::Image(image) => {
                 let layer = image.choose(source.layer.as_deref())?;
                 let resolved = Resolved {
-                    repository: registry.name(),
-                    top: top.clone(),
-                    digest,
+                    reference,
+                    digests,
                     version: image.version(&layer),
                     layer: layer.clone(),
                 };
@@ -100,6 +100,35 @@ pub async fn resolve(client: Client, source: &OciSource) -> Result<(Resolved, Bl
     Err(IngestError::Source(format!(
         "{text} is an index of indexes of indexes: name the manifest by its digest"
     )))
+}
+
+/// Client and login with which signatures beside the image are looked for: the library's own,
+/// because it is the library that does it.
+#[must_use]
+pub fn library(source: &OciSource) -> (oci_client::Client, RegistryAuth) {
+    const END: &str = "-----END CERTIFICATE-----";
+    let certificates = source.ca.iter().flat_map(|pem| pem.split_inclusive(END));
+    let config = ClientConfig {
+        protocol: match source.plain_http {
+            true => ClientProtocol::Http,
+            false => ClientProtocol::Https,
+        },
+        tls_certs_only: certificates
+            .filter(|pem| pem.contains(END))
+            .map(|pem| Certificate {
+                encoding: CertificateEncoding::Pem,
+                data: pem.as_bytes().to_vec(),
+            })
+            .collect(),
+        connect_timeout: Some(Patience::default().connect),
+        read_timeout: Some(Patience::default().stall),
+        ..ClientConfig::default()
+    };
+    let auth = match (&source.username, &source.password) {
+        (Some(user), Some(password)) => RegistryAuth::Basic(user.clone(), password.clone()),
+        _ => RegistryAuth::Anonymous,
+    };
+    (oci_client::Client::new(config), auth)
 }
 
 impl Layer {

@@ -9,11 +9,11 @@ use std::sync::PoisonError;
 use anneal_protocol::api::OciSource;
 use base64::Engine as _;
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Response, StatusCode, Url};
 
 use crate::image::ingest::IngestError;
 use crate::image::ingest::digest::ContentDigest;
-use crate::image::ingest::fetch::{Trouble, trouble};
+use crate::image::ingest::fetch::{Trouble, Web, trouble};
 
 /// The distribution specification's own limit for manifests.
 const MAX_MANIFEST: usize = 4 << 20;
@@ -24,7 +24,7 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.o
 
 /// One repository of a registry.
 pub struct Registry {
-    client: Client,
+    web: Web,
     base: Url,
     name: String,
     repository: String,
@@ -39,7 +39,7 @@ impl Registry {
     /// # Errors
     /// When the registry's name is not one.
     pub fn new(
-        client: Client,
+        web: Web,
         reference: &oci_client::Reference,
         source: &OciSource,
     ) -> Result<Self, IngestError> {
@@ -61,7 +61,7 @@ impl Registry {
             }
         };
         Ok(Self {
-            client,
+            web,
             base,
             name: format!("{}/{}", reference.registry(), reference.repository()),
             repository: reference.repository().to_owned(),
@@ -85,7 +85,7 @@ impl Registry {
             .join(&format!("{}/{path}", self.repository))
             .map_err(|error| fatal(format!("{path}: {error}")))?;
         for login in [false, true] {
-            let mut request = self.client.get(url.clone()).headers(headers.clone());
+            let mut request = self.web.get(url.clone())?.headers(headers.clone());
             let known = self
                 .authorization
                 .lock()
@@ -153,7 +153,7 @@ impl Registry {
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", &service);
         }
-        let mut request = self.client.get(url);
+        let mut request = self.web.get(url)?;
         if let Some(login) = &self.login {
             request = request.header(header::AUTHORIZATION, secret(&format!("Basic {login}"))?);
         }
@@ -223,7 +223,7 @@ impl Registry {
         let mut expected = ContentDigest::parse(reference).map_err(Trouble::Fatal)?;
         expected.update(&bytes);
         expected.check().map_err(|text| {
-            Trouble::Fatal(IngestError::Proof(format!(
+            Trouble::Fatal(IngestError::Digest(format!(
                 "the manifest that {} sent for {reference} is not it: {text}",
                 self.name
             )))
