@@ -57,7 +57,12 @@ impl RenderError {
             message = "the template does too much work: does a loop end?".to_owned();
         }
         Self {
-            file: error.name().unwrap_or(file).to_owned(),
+            // A sole expression has no name of its own.
+            file: error
+                .name()
+                .filter(|name| *name != "<expression>")
+                .unwrap_or(file)
+                .to_owned(),
             line: error.line().unwrap_or(0),
             message,
         }
