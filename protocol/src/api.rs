@@ -16,7 +16,10 @@ use crate::agent::{Inventory, Progress};
 use crate::disk::{DiskHints, ProtectedDisk};
 use crate::machine::{Mac, MachineState};
 
-pub use image::ImageView;
+pub use image::{
+    AddMirror, AddedMirror, CollectRequest, CollectView, CollectedImage, ImageKeyView, ImageView,
+    ResignView, VerifyView,
+};
 pub use ingest::{
     IngestRequest, IngestSource, IngestState, IngestView, OciSource, UploadSource, UrlSource,
 };

@@ -201,6 +201,51 @@ impl Client {
         self.send(request.body(part)).await
     }
 
+    /// `POST` of JSON whose answer may take as long as it takes; sent once.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post_slowly(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> anyhow::Result<Response> {
+        self.send(self.request(Method::POST, path, &[]).json(body))
+            .await
+    }
+
+    /// `GET` of something long, without a limit on its time.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn open(&self, path: &[&str]) -> anyhow::Result<Response> {
+        self.send(self.request(Method::GET, path, &[])).await
+    }
+
+    /// `PUT` without a body.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn put(&self, path: &[&str]) -> anyhow::Result<Response> {
+        self.write(self.request(Method::PUT, path, &[])).await
+    }
+
+    /// `DELETE` with a query, whose answer is parsed.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn delete_with<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<T> {
+        parse(
+            self.write(self.request(Method::DELETE, path, query))
+                .await?,
+        )
+        .await
+    }
+
     /// `DELETE`.
     ///
     /// # Errors

@@ -16,6 +16,8 @@ mod event;
 mod follow;
 mod image;
 mod image_add;
+mod image_care;
+mod image_export;
 pub mod image_proof;
 mod image_send;
 mod ingest_meter;

@@ -277,11 +277,19 @@ async fn manifest(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> ApiResult<Response> {
-    let path = shared
-        .images
-        .manifest_path(&id)
-        .ok_or_else(|| no_image(&id))?;
-    serve(&path, &method, &headers, "application/json", &id).await
+    send_manifest(&shared, &method, &headers, &id).await
+}
+
+/// The signed manifest of the image `id`.
+pub(crate) async fn send_manifest(
+    shared: &Shared,
+    method: &Method,
+    headers: &HeaderMap,
+    id: &str,
+) -> ApiResult<Response> {
+    let path = shared.images.manifest_path(id);
+    let path = path.ok_or_else(|| no_image(id))?;
+    serve(&path, method, headers, "application/json", id).await
 }
 
 async fn data(
@@ -291,8 +299,18 @@ async fn data(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> ApiResult<Response> {
-    let path = shared.images.data_path(&id).ok_or_else(|| no_image(&id))?;
-    serve(&path, &method, &headers, "application/zstd", &id).await
+    send_data(&shared, &method, &headers, &id).await
+}
+
+/// The data of the image `id`, with ranges.
+pub(crate) async fn send_data(
+    shared: &Shared,
+    method: &Method,
+    headers: &HeaderMap,
+    id: &str,
+) -> ApiResult<Response> {
+    let path = shared.images.data_path(id).ok_or_else(|| no_image(id))?;
+    serve(&path, method, headers, "application/zstd", id).await
 }
 
 async fn serve(

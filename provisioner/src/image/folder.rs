@@ -108,6 +108,24 @@ impl Folder {
         Ok(())
     }
 
+    /// Signs the manifest of the image `id` again, if one of `trusted` has signed it. A crash
+    /// leaves the old signature or the new one.
+    pub fn resign(
+        &self,
+        id: &str,
+        trusted: &[PublicKey],
+        key: &SigningKey,
+    ) -> Result<(), ImageError> {
+        let path = self.path(id).join(MANIFEST);
+        let json = std::fs::read(&path).map_err(failed("reading", &path))?;
+        let manifest = SignedManifest::open(&json, trusted, id)?;
+        let scratch = self.scratch()?;
+        let aside = scratch.path().join(MANIFEST);
+        write_synced(&aside, &SignedManifest::sign(manifest, key).to_json())?;
+        std::fs::rename(&aside, &path).map_err(failed("renaming", &aside))?;
+        sync_dir(&self.path(id))
+    }
+
     fn names(&self) -> Result<Vec<String>, ImageError> {
         let reading = || failed("reading", &self.path);
         let mut names = Vec::new();
@@ -161,12 +179,7 @@ impl Draft {
             .map_err(failed("writing", &path))?;
         let path = dir.path().join(MANIFEST);
         let signed = SignedManifest::sign(manifest, key);
-        File::create(&path)
-            .and_then(|mut file| {
-                file.write_all(&signed.to_json())?;
-                file.sync_all()
-            })
-            .map_err(failed("writing", &path))?;
+        write_synced(&path, &signed.to_json())?;
         sync_dir(dir.path())?;
         Ok(Sealed {
             dir,
@@ -207,6 +220,15 @@ impl Sealed {
         let _ = self.dir.keep();
         self.folder.sync()
     }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+    File::create(path)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .map_err(failed("writing", path))
 }
 
 fn sync_dir(path: &Path) -> Result<(), ImageError> {

@@ -12,9 +12,13 @@
 
 mod folder;
 pub mod ingest;
+mod keep;
 mod key;
+mod mirror;
 pub mod proof;
 mod record;
+mod reread;
+mod resign;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -27,8 +31,11 @@ use tokio::sync::Mutex;
 use crate::store::{Store, StoreError};
 
 use folder::{Folder, Sealed};
+pub use keep::Collected;
 pub use key::Keyring;
 pub use record::{Findings, ImageRecord, SealRequest, parse_reference};
+pub use reread::Reread;
+pub use resign::{KeyUse, Resigned};
 
 /// Why the catalog did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,12 @@ pub enum ImageError {
     /// A partition that may change is not there.
     #[error("{0}")]
     Partition(String),
+    /// A mirror is not one.
+    #[error("{0}")]
+    Mirror(String),
+    /// The keys that sign could not be changed.
+    #[error("{0}")]
+    Key(String),
     /// The source could not be packed.
     #[error("the image was not added")]
     Pack(#[from] PackError),
@@ -148,6 +161,13 @@ impl Catalog {
         let keys = self.keys.read();
         keys.unwrap_or_else(std::sync::PoisonError::into_inner)
             .clone()
+    }
+
+    fn replace_keyring(&self, keys: Keyring) {
+        *self
+            .keys
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = keys;
     }
 
     /// A folder for whoever prepares an image: in the store, so that moving is cheap and space is
@@ -245,7 +265,7 @@ impl Catalog {
         request: SealRequest,
     ) -> Result<ImageRecord, ImageError> {
         let mut image = ImageRecord::new(sealed.manifest(), &request.name, &request.version);
-        image.mirrors = request.mirrors;
+        image.mirrors = mirror::check_all(&request.mirrors, sealed.manifest()).await?;
         let _changing = self.changing.clone().lock_owned().await;
         let holder = self.store.image(&image.name, &image.version).await?;
         if let Some(holder) = holder.filter(|holder| holder.id != image.id) {
@@ -325,5 +345,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+#[cfg(test)]
+mod care_tests;
 #[cfg(test)]
 mod tests;

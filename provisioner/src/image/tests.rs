@@ -9,19 +9,19 @@ use super::*;
 
 const MIB: usize = 1 << 20;
 
-struct Lab {
-    dir: tempfile::TempDir,
-    store: Store,
+pub(super) struct Lab {
+    pub dir: tempfile::TempDir,
+    pub store: Store,
 }
 
 impl Lab {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).await.unwrap();
         Self { dir, store }
     }
 
-    fn keys(&self) -> Keyring {
+    pub fn keys(&self) -> Keyring {
         Keyring::open(&self.dir.path().join("image-key.pem")).unwrap()
     }
 
@@ -29,13 +29,13 @@ impl Lab {
         self.dir.path().join("images")
     }
 
-    async fn catalog(&self) -> Catalog {
+    pub async fn catalog(&self) -> Catalog {
         Catalog::open(self.store.clone(), self.images(), self.keys())
             .await
             .unwrap()
     }
 
-    fn folders(&self) -> Vec<String> {
+    pub fn folders(&self) -> Vec<String> {
         let mut names: Vec<_> = std::fs::read_dir(self.images())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -44,12 +44,13 @@ impl Lab {
         names
     }
 
-    async fn sql(&self, text: &'static str) {
-        sqlx::query(text).execute(&self.store.writer).await.unwrap();
+    pub async fn execute(&self, text: &str) {
+        let query = sqlx::query(sqlx::AssertSqlSafe(text.to_owned()));
+        query.execute(&self.store.writer).await.unwrap();
     }
 }
 
-fn disk(seed: u8) -> Vec<u8> {
+pub(super) fn disk(seed: u8) -> Vec<u8> {
     let mut raw = vec![0; 9 * MIB];
     for (index, byte) in raw[..MIB].iter_mut().enumerate() {
         *byte = seed.wrapping_add((index / 7) as u8);
@@ -57,7 +58,7 @@ fn disk(seed: u8) -> Vec<u8> {
     raw
 }
 
-async fn seal(
+pub(super) async fn seal(
     catalog: &Catalog,
     name: &str,
     version: &str,
@@ -73,13 +74,17 @@ async fn seal(
     catalog.seal(request, source, finish, |_| {}).await
 }
 
-async fn add(catalog: &Catalog, reference: &str, raw: Vec<u8>) -> Result<ImageRecord, ImageError> {
+pub(super) async fn add(
+    catalog: &Catalog,
+    reference: &str,
+    raw: Vec<u8>,
+) -> Result<ImageRecord, ImageError> {
     let (name, version) = reference.split_once('@').unwrap();
     let source = io::Cursor::new(raw);
     seal(catalog, name, version, source).await
 }
 
-fn hex_of(image: &ImageRecord) -> String {
+pub(super) fn hex_of(image: &ImageRecord) -> String {
     image.id.strip_prefix("blake3:").unwrap().to_owned()
 }
 
@@ -249,7 +254,7 @@ async fn a_removal_waits_for_whoever_needs_the_image() {
     let lab = Lab::new().await;
     let catalog = lab.catalog().await;
     let image = add(&catalog, "debian@1", disk(1)).await.unwrap();
-    lab.sql(
+    lab.execute(
         "INSERT INTO machines (name, spec, state, created_at, updated_at) \
          VALUES ('r1n1', '{\"image\":\"debian@1\"}', 'ready', 0, 0)",
     )
@@ -259,7 +264,7 @@ async fn a_removal_waits_for_whoever_needs_the_image() {
         error,
         "image debian@1 is in use by machine r1n1: give it another image first"
     );
-    lab.sql("DELETE FROM machines").await;
+    lab.execute("DELETE FROM machines").await;
     sqlx::query(
         "INSERT INTO runs (id, machine, workflow, plan, image, state, requested_by, created_at, deadline) \
          VALUES ('run1', 'r1n1', 'install-image', '{}', $1, 'running', 'test', 0, 0)",
@@ -280,7 +285,7 @@ async fn a_removal_waits_for_whoever_needs_the_image() {
     catalog.remove("debian@1").await.unwrap();
     assert_eq!(lab.folders(), [hex_of(&image)]);
     catalog.remove("debian@again").await.unwrap_err();
-    lab.sql("UPDATE runs SET state = 'succeeded'").await;
+    lab.execute("UPDATE runs SET state = 'succeeded'").await;
     catalog.remove("debian@again").await.unwrap();
     assert_eq!(lab.folders(), [""; 0]);
     let error = catalog.remove("debian@1").await.unwrap_err();

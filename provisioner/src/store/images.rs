@@ -9,7 +9,7 @@ use sqlx::{Row, Sqlite, Transaction};
 use super::{Result, Store, StoreError, during};
 use crate::image::{ImageError, ImageRecord};
 
-const COLUMNS: &str = "SELECT i.id, i.size, i.stored, i.sha256, i.os, i.os_version, i.proof, \
+pub(super) const COLUMNS: &str = "SELECT i.id, i.size, i.stored, i.sha256, i.os, i.os_version, i.proof, \
      n.name, n.version, n.pinned, n.added_at, \
      (SELECT json_group_array(url) FROM (SELECT url FROM image_mirrors m \
          WHERE m.image = i.id ORDER BY m.added_at, m.url)) AS mirrors \
@@ -181,7 +181,7 @@ impl Store {
     }
 }
 
-async fn insert_mirror(
+pub(super) async fn insert_mirror(
     tx: &mut Transaction<'static, Sqlite>,
     image: &str,
     url: &str,
@@ -228,7 +228,7 @@ fn corrupt(source: serde_json::Error) -> StoreError {
     }
 }
 
-fn image_row(row: &SqliteRow) -> Result<ImageRecord> {
+pub(super) fn image_row(row: &SqliteRow) -> Result<ImageRecord> {
     let proof: Option<String> = row.get("proof");
     let mirrors: String = row.get("mirrors");
     Ok(ImageRecord {

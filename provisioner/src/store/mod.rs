@@ -9,6 +9,7 @@
 mod api_keys;
 mod events;
 mod facts;
+mod image_care;
 mod images;
 mod leases;
 mod machines;

@@ -73,6 +73,7 @@ impl From<ImageError> for ApiError {
             ImageError::Exists(_) | ImageError::ExistsOtherwise(_) => {
                 Self::conflict("image-exists", detail)
             }
+            ImageError::Mirror(_) => Self::invalid("mirror-refused", detail),
             ImageError::Partition(_) => Self::invalid("partition-unknown", detail),
             ImageError::InUse { .. } => Self::conflict("image-in-use", detail),
             ImageError::CutShort { .. } => Self::invalid("image-cut-short", detail),
@@ -82,7 +83,7 @@ impl From<ImageError> for ApiError {
                 Self::invalid("image-not-added", format!("{detail}: {cause:#}"))
             }
             ImageError::Store(cause) => cause.into(),
-            ImageError::FilesMissing { .. } | ImageError::Io { .. } => {
+            ImageError::FilesMissing { .. } | ImageError::Io { .. } | ImageError::Key(_) => {
                 Self::internal(&format!("{:#}", anyhow::Error::new(error)))
             }
         }

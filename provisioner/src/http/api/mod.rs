@@ -8,6 +8,7 @@ pub mod auth;
 pub mod body;
 pub mod events;
 pub mod idempotency;
+pub mod image_care;
 pub mod images;
 pub mod ingests;
 pub mod keys;
@@ -57,7 +58,10 @@ pub fn router(shared: &Shared) -> Router {
         .route(
             "/api/v1/images/{name}",
             get(images::show).delete(images::remove),
-        );
+        )
+        .route("/api/v1/images/{name}/verify", post(image_care::verify))
+        .route("/api/v1/images/{name}/manifest", get(image_care::manifest))
+        .route("/api/v1/images/{name}/data", get(image_care::data));
     let rest = Router::new()
         .route(
             "/api/v1/images/ingests",
@@ -79,6 +83,20 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v1/runs/{id}", get(runs::show))
         .route("/api/v1/runs/{id}/cancel", post(runs::cancel))
         .route("/api/v1/runs/{id}/retry", post(runs::retry))
+        .route("/api/v1/images/gc", post(image_care::collect))
+        .route(
+            "/api/v1/images/{name}/pin",
+            put(image_care::pin).delete(image_care::unpin),
+        )
+        .route(
+            "/api/v1/images/{name}/mirrors",
+            post(image_care::add_mirror).delete(image_care::remove_mirror),
+        )
+        .route(
+            "/api/v1/image-keys",
+            get(image_care::keys).post(image_care::rotate),
+        )
+        .route("/api/v1/image-keys/resign", post(image_care::resign))
         .route("/api/v1/workflows", get(workflows::list))
         .route("/api/v1/workflows/validate", post(workflows::validate))
         .route("/api/v1/events", get(events::stream))
