@@ -359,3 +359,71 @@ fn a_full_store_stays_as_it_was() {
         add(&catalog, "other@1", disk(9)).await.unwrap();
     });
 }
+
+/// Kills a process (SIGKILL) that adds one image after the other, at many points of an addition;
+/// what is left is always whole images and nothing else.
+#[test]
+fn killed_additions_leave_nothing_behind() {
+    use std::io::{BufRead as _, Write as _};
+    const IN_CHILD: &str = "ANNEAL_TEST_KILLED";
+    if let Some(dir) = std::env::var_os(IN_CHILD) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        return runtime.block_on(async {
+            let store = Store::open(&PathBuf::from(&dir).join("db")).await.unwrap();
+            let keys = Keyring::open(&PathBuf::from(&dir).join("image-key.pem")).unwrap();
+            let catalog = Catalog::open(store, PathBuf::from(&dir).join("images"), keys)
+                .await
+                .unwrap();
+            let say = || {
+                println!("step");
+                std::io::stdout().flush().unwrap();
+            };
+            // Ends by being killed, or with its parent, whose pipe is gone then.
+            for round in 0.. {
+                let name = format!("{}.{round}", std::process::id());
+                let raw = disk(round as u8);
+                say();
+                let source = io::Cursor::new(raw);
+                let added = catalog.add("x", &name, "debian", source, move |_| say());
+                added.await.unwrap();
+                say();
+            }
+        });
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let lab = runtime.block_on(Lab::new());
+    for steps in 1..=14 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("image::care_tests::killed_additions_leave_nothing_behind")
+            .env(IN_CHILD, lab.dir.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let seen = lines
+            .map_while(Result::ok)
+            .filter(|line| line.ends_with("step"))
+            .take(steps)
+            .count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, steps, "the child ended by itself");
+        runtime.block_on(async {
+            let catalog = lab.catalog().await;
+            let mut known: Vec<String> = catalog.list().await.unwrap().iter().map(hex_of).collect();
+            known.sort();
+            known.dedup();
+            assert_eq!(lab.folders(), known, "after {steps} steps");
+            for image in catalog.list().await.unwrap() {
+                let result = catalog.verify(&image.reference()).await.unwrap();
+                assert_eq!(result.problem, None);
+            }
+        });
+    }
+    let added = runtime.block_on(async { lab.catalog().await.list().await.unwrap().len() });
+    assert!(
+        added > 0,
+        "nothing was ever added: the kills came too early"
+    );
+}

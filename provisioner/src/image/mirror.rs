@@ -109,13 +109,14 @@ pub(super) async fn check_all(
 /// Asks a mirror for the first and the last frame; returns the URL of the data.
 async fn check(url: &str, manifest: &Manifest) -> Result<String, ImageError> {
     let refuse = |reason: String| ImageError::Mirror(format!("mirror {url:?} {reason}"));
+    let place = Place::parse(url).map_err(refuse)?;
     let client = Client::builder()
         .connect_timeout(CONNECT_LIMIT)
         .timeout(ANSWER_LIMIT)
         .user_agent(concat!("anneal/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|error| refuse(format!("cannot be asked: {error}")))?;
-    let data = match Place::parse(url).map_err(refuse)? {
+    let data = match place {
         Place::Http(url) => url,
         Place::Oci(oci) => find_blob(&client, &oci, manifest.file_size())
             .await
