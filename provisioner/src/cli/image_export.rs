@@ -209,3 +209,6 @@ impl Sink {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,8 +21,8 @@ use crate::http::listener::Listener;
 use crate::pki::Pki;
 
 /// A daemon's TLS listener with the handlers of one test.
-struct Daemon {
-    client: Client,
+pub(super) struct Daemon {
+    pub(super) client: Client,
     context: Context,
     stop: CancellationToken,
     _dir: tempfile::TempDir,
@@ -34,7 +34,7 @@ impl Drop for Daemon {
     }
 }
 
-async fn daemon(router: Router) -> Daemon {
+pub(super) async fn daemon(router: Router) -> Daemon {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let dir = tempfile::tempdir().unwrap();
     let pki = Pki::open(dir.path(), &["127.0.0.1".parse().unwrap()]).unwrap();
