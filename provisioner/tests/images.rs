@@ -67,8 +67,8 @@ async fn what_is_stored_comes_out_and_is_the_image() {
     assert_eq!((status, &result["intact"]), (200, &json!(true)));
     assert_eq!(result["verified"], raw.len());
     let stored = daemon
-        .state()
-        .join("images")
+        .state_path()
+        .join("state/images")
         .join(id.trim_start_matches("blake3:"));
     let mut damaged = data.to_vec();
     damaged[100] ^= 1;
