@@ -24,8 +24,8 @@ pub use ingest::{
     IngestRequest, IngestSource, IngestState, IngestView, OciSource, UploadSource, UrlSource,
 };
 pub use page::{
-    ApiKeyPage, EventPage, ImagePage, IngestPage, MachinePage, Page, RunPage, TokenPage,
-    WorkflowPage,
+    ApiKeyPage, EventPage, ImageKeyPage, ImagePage, IngestPage, MachinePage, Page, RunPage,
+    TokenPage, WorkflowPage,
 };
 pub use proof::{Evidence, ProofRequest, ProofView};
 

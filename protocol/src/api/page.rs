@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApiKeyView, EventView, ImageView, MachineView, RunView, TokenView, WorkflowView};
+use super::{
+    ApiKeyView, EventView, ImageKeyView, ImageView, MachineView, RunView, TokenView, WorkflowView,
+};
 
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +33,8 @@ pub type TokenPage = Page<TokenView>;
 pub type ImagePage = Page<ImageView>;
 /// Ingests.
 pub type IngestPage = Page<super::IngestView>;
+/// Keys that sign images.
+pub type ImageKeyPage = Page<ImageKeyView>;
 /// API keys.
 pub type ApiKeyPage = Page<ApiKeyView>;
 

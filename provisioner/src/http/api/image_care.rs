@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anneal_protocol::api::{
-    AddMirror, AddedMirror, CollectRequest, CollectView, CollectedImage, ImageKeyView, ImageView,
-    Page, Problem, ResignView, Role, VerifyView,
+    AddMirror, AddedMirror, CollectRequest, CollectView, CollectedImage, ImageKeyPage,
+    ImageKeyView, ImageView, Page, Problem, ResignView, Role, VerifyView,
 };
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -180,7 +180,7 @@ pub async fn collect(
 }
 
 /// The keys that sign images, or did.
-#[utoipa::path(get, path = "/api/v1/image-keys", tag = "images", responses((status = 200, body = Page<ImageKeyView>)))]
+#[utoipa::path(get, path = "/api/v1/image-keys", tag = "images", responses((status = 200, body = ImageKeyPage)))]
 pub async fn keys(State(shared): State<Shared>) -> ApiResult<Json<Page<ImageKeyView>>> {
     let keys = shared.images.keys().await?;
     Ok(Json(Page {
