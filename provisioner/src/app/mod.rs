@@ -144,8 +144,10 @@ impl App {
             state_dir.join("tuf"),
         )?);
         let keys = image::Keyring::open(&state_dir.join("image-key.pem"))?;
-        let images =
-            Arc::new(image::Catalog::open(store.clone(), state_dir.join("images"), keys).await?);
+        let images = image::Catalog::open(store.clone(), state_dir.join("images"), keys).await?;
+        let images = Arc::new(images.guarded_by(image::ingest::guard::Guard {
+            allow_local: settings.images.allow_local_sources,
+        }));
         let metrics = Metrics::new();
         let port = image_port::bind(&settings, &images, &directory, &recorder, &metrics).await?;
         let (image_port, image_url) = port.unzip();

@@ -222,11 +222,11 @@ impl Client {
         self.send(self.request(Method::GET, path, &[])).await
     }
 
-    /// `PUT` without a body.
+    /// `PUT` without a body: sets a mark.
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn put(&self, path: &[&str]) -> anyhow::Result<Response> {
+    pub async fn put_mark(&self, path: &[&str]) -> anyhow::Result<Response> {
         self.write(self.request(Method::PUT, path, &[])).await
     }
 

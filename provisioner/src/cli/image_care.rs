@@ -83,7 +83,7 @@ pub async fn pin(client: &Client, names: &[String], pinned: bool) -> anyhow::Res
     for name in names {
         let path = ["images", name, "pin"];
         if pinned {
-            client.put(&path).await?;
+            client.put_mark(&path).await?;
         } else {
             client.delete(&path).await?;
         }

@@ -14,6 +14,7 @@ use reqwest::header::{ACCEPT, CONTENT_RANGE, RANGE};
 use reqwest::{Client, Response, StatusCode, Url};
 use serde::Deserialize;
 
+use super::ingest::guard::Guard;
 use super::{Catalog, ImageError, ImageRecord};
 use crate::clock::now;
 
@@ -44,7 +45,7 @@ impl Catalog {
             )));
         }
         let manifest = self.manifest(&image).await?;
-        let url = check(url, &manifest).await?;
+        let url = check(url, &manifest, self.guard).await?;
         self.store.add_image_mirror(&image.id, &url, now()).await?;
         tracing::info!(image = reference, url, "image mirror added");
         Ok((self.resolve(reference).await?, url))
@@ -92,6 +93,7 @@ impl Catalog {
 pub(super) async fn check_all(
     urls: &[String],
     manifest: &Manifest,
+    guard: Guard,
 ) -> Result<Vec<String>, ImageError> {
     if urls.len() > MAX_MIRRORS {
         return Err(ImageError::Mirror(format!(
@@ -101,16 +103,26 @@ pub(super) async fn check_all(
     }
     let mut checked = Vec::new();
     for url in urls {
-        checked.push(check(url, manifest).await?);
+        checked.push(check(url, manifest, guard).await?);
     }
     Ok(checked)
 }
 
 /// Asks a mirror for the first and the last frame; returns the URL of the data.
-async fn check(url: &str, manifest: &Manifest) -> Result<String, ImageError> {
+async fn check(url: &str, manifest: &Manifest, guard: Guard) -> Result<String, ImageError> {
     let refuse = |reason: String| ImageError::Mirror(format!("mirror {url:?} {reason}"));
     let place = Place::parse(url).map_err(refuse)?;
+    let first = match &place {
+        Place::Http(url) => url,
+        Place::Oci(oci) => &oci.base,
+    };
+    guard
+        .url(first)
+        .map_err(|error| refuse(format!("is refused: {error}")))?;
     let client = Client::builder()
+        .no_proxy()
+        .redirect(guard.redirects())
+        .dns_resolver(guard.resolver())
         .connect_timeout(CONNECT_LIMIT)
         .timeout(ANSWER_LIMIT)
         .user_agent(concat!("anneal/", env!("CARGO_PKG_VERSION")))

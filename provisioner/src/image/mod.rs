@@ -31,6 +31,7 @@ use tokio::sync::Mutex;
 use crate::store::{Store, StoreError};
 
 use folder::{Folder, Sealed};
+use ingest::guard::Guard;
 pub use keep::Collected;
 pub use key::Keyring;
 pub use record::{Findings, ImageRecord, SealRequest, parse_reference};
@@ -121,6 +122,8 @@ pub struct Catalog {
     /// Held while folders and rows change together, so that a removal cannot take the folder
     /// that an addition has just found to exist.
     changing: Arc<Mutex<()>>,
+    /// Where mirrors may be.
+    guard: Guard,
 }
 
 impl Catalog {
@@ -136,6 +139,7 @@ impl Catalog {
             folder,
             keys: RwLock::new(keys),
             changing: Arc::default(),
+            guard: Guard { allow_local: false },
         };
         catalog.sweep_orphans().await?;
         let keys = catalog.public_keys();
@@ -148,6 +152,13 @@ impl Catalog {
             }
         }
         Ok(catalog)
+    }
+
+    /// The same with other rules for where mirrors may be.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: Guard) -> Self {
+        self.guard = guard;
+        self
     }
 
     /// The keys that agents verify manifests with: the one that signs now, then those before it
@@ -265,7 +276,7 @@ impl Catalog {
         request: SealRequest,
     ) -> Result<ImageRecord, ImageError> {
         let mut image = ImageRecord::new(sealed.manifest(), &request.name, &request.version);
-        image.mirrors = mirror::check_all(&request.mirrors, sealed.manifest()).await?;
+        image.mirrors = mirror::check_all(&request.mirrors, sealed.manifest(), self.guard).await?;
         let _changing = self.changing.clone().lock_owned().await;
         let holder = self.store.image(&image.name, &image.version).await?;
         if let Some(holder) = holder.filter(|holder| holder.id != image.id) {

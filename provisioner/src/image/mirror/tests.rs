@@ -88,8 +88,10 @@ fn image() -> (Manifest, Arc<Vec<u8>>) {
     (packed.into_manifest(facts).unwrap(), Arc::new(data))
 }
 
+const LAB: Guard = Guard { allow_local: true };
+
 async fn problem(url: &str, manifest: &Manifest) -> String {
-    check(url, manifest).await.unwrap_err().to_string()
+    check(url, manifest, LAB).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
@@ -97,7 +99,7 @@ async fn a_server_with_the_data_is_a_mirror() {
     let (manifest, data) = image();
     let host = server(move |_, range| part(&data, range));
     let url = format!("http://{host}/data.zst");
-    assert_eq!(check(&url, &manifest).await.unwrap(), url);
+    assert_eq!(check(&url, &manifest, LAB).await.unwrap(), url);
 }
 
 #[tokio::test]
@@ -184,7 +186,7 @@ async fn an_oci_reference_becomes_the_url_of_its_blob() {
     });
     let url = format!("oci+http://{host}/os/debian:12");
     assert_eq!(
-        check(&url, &manifest).await.unwrap(),
+        check(&url, &manifest, LAB).await.unwrap(),
         format!("http://{host}{expected}")
     );
     let said = problem(&format!("oci+http://{host}/os/debian:13"), &manifest).await;
@@ -198,6 +200,25 @@ async fn an_oci_reference_becomes_the_url_of_its_blob() {
     });
     let said = problem(&format!("oci+http://{other}/a"), &manifest).await;
     assert!(said.contains("its layers have [3]"), "{said}");
+}
+
+#[tokio::test]
+async fn the_daemons_own_host_is_no_mirror() {
+    let (manifest, data) = image();
+    let host = server(move |_, range| part(&data, range));
+    let strict = Guard { allow_local: false };
+    let port = host.rsplit_once(':').unwrap().1;
+    for url in [
+        format!("http://{host}/x"),
+        format!("http://localhost:{port}/x"),
+        format!("oci+http://{host}/a:1"),
+    ] {
+        let said = check(&url, &manifest, strict)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("mirror"), "{said}");
+    }
 }
 
 #[test]
