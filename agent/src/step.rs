@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::boot::{self, Departure};
 use crate::client::{CallError, Client};
 use crate::cmdline::Options;
-use crate::disk::{files, stream, wipe};
+use crate::disk::{audit, files, stream, wipe};
 use crate::{evidence, inventory, report};
 
 /// What every step may use.
@@ -131,6 +131,9 @@ async fn run(context: &Context, action: &AgentAction, cancel: &CancellationToken
                 options,
             };
             succeeded(stream::run(context, &image, disk, how, cancel).await?)
+        }
+        AgentAction::AuditDisk { image, disk } => {
+            succeeded(audit::run(context, &image, disk, cancel).await?)
         }
         AgentAction::WriteFile { .. } => {
             succeeded(blocking(move || files::write(&options, &action)).await?)

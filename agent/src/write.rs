@@ -32,6 +32,7 @@ Writes a sealed image to a disk of this machine. EVERYTHING ON THE DISK IS LOST;
   --verify none|changed|full  what to read back afterwards (full)
   --memory MIB          most memory for bytes on their way (256)
   --connections N       at the same time (4)
+  --grow last|LABEL     let this partition take what the disk has beyond the image
   --stall-timeout S     seconds without data from anywhere after which it is given up (300)
 
 Exit code: 0 done; 1 failed, and the disk may have been changed (it does not boot then);
@@ -145,6 +146,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Option<Reques
             "--delta" => options.delta = word(&arg, &value()?)?,
             "--verify" => verify = word(&arg, &value()?)?,
             "--memory" => options.memory = Some(number(&arg, &value()?)?),
+            "--grow" => options.grow = Some(value()?),
             "--connections" => options.connections = Some(number(&arg, &value()?)?),
             "--stall-timeout" => {
                 stall_timeout = Duration::from_secs(number(&arg, &value()?)?.into());
@@ -189,7 +191,7 @@ mod tests {
     fn reads_every_argument() {
         let request = parsed(
             "--manifest m --key k --disk /dev/sda --source http://a/ --source http://b/x \
-             --delta off --verify changed --memory 64 --connections 9 --stall-timeout 5",
+             --delta off --verify changed --memory 64 --connections 9 --stall-timeout 5 --grow STATE",
         )
         .unwrap()
         .unwrap();
@@ -198,6 +200,7 @@ mod tests {
         assert_eq!(request.options.sources, ["http://a/", "http://b/x"]);
         assert_eq!(request.options.memory, Some(64));
         assert_eq!(request.options.connections, Some(9));
+        assert_eq!(request.options.grow.as_deref(), Some("STATE"));
         assert_eq!(request.stall_timeout, Duration::from_secs(5));
     }
 

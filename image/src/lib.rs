@@ -38,5 +38,8 @@ pub use pack::{Facts, PackError, PackOptions, Packed, pack};
 pub use plan::{DiskTooSmall, WritePlan};
 pub use proof::{MAX_PROOF_TEXT, Proof, ProofMethod};
 pub use sign::{KeyError, PublicKey, SignedManifest, SigningKey};
-pub use table::{MAX_PARTITION_NUMBER, MAX_PARTITIONS, Partition, Table, TableKind};
+pub use table::{
+    Grow, GrowError, Grown, HEAD, MAX_PARTITION_NUMBER, MAX_PARTITIONS, Partition, Table,
+    TableKind, grow, may_grow,
+};
 pub use verify::{VerifyError, verify_store};

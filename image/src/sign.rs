@@ -60,6 +60,12 @@ impl SigningKey {
             .map_err(|_| KeyError::Private)
     }
 
+    /// Signs anything but a manifest: what is signed must begin with a word that says what it is.
+    #[must_use]
+    pub fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        self.0.sign(message).to_bytes()
+    }
+
     /// The key that verifies what this one signs.
     #[must_use]
     pub fn public(&self) -> PublicKey {
@@ -82,6 +88,35 @@ impl PublicKey {
         ed25519_dalek::VerifyingKey::from_bytes(&bytes)
             .map(Self)
             .map_err(|_| KeyError::Public)
+    }
+
+    /// Reads an SPKI PEM (`BEGIN PUBLIC KEY`).
+    ///
+    /// # Errors
+    /// When it is not an Ed25519 key.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        use ed25519_dalek::pkcs8::DecodePublicKey as _;
+        ed25519_dalek::VerifyingKey::from_public_key_pem(pem)
+            .map(Self)
+            .map_err(|_| KeyError::Public)
+    }
+
+    /// Writes SPKI PEM.
+    ///
+    /// # Errors
+    /// When the key cannot be encoded.
+    pub fn to_pem(&self) -> Result<String, KeyError> {
+        use ed25519_dalek::pkcs8::EncodePublicKey as _;
+        self.0
+            .to_public_key_pem(LineEnding::LF)
+            .map_err(|_| KeyError::Public)
+    }
+
+    /// Whether this key made the signature (64 bytes) of these bytes.
+    #[must_use]
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        Signature::from_slice(signature)
+            .is_ok_and(|signature| self.0.verify_strict(message, &signature).is_ok())
     }
 
     /// 64 lower-case hex digits.

@@ -135,6 +135,14 @@ pub enum AgentAction {
         #[serde(default, skip_serializing_if = "StreamOptions::is_default")]
         options: StreamOptions,
     },
+    /// Compare a disk with a sealed image; write nothing. Result:
+    /// [`AuditResult`](crate::audit::AuditResult).
+    AuditDisk {
+        /// Image id.
+        image: String,
+        /// Which disk.
+        disk: DiskSelector,
+    },
     /// Put one file onto a file system of the installed disk. Result: [`WriteFileResult`].
     WriteFile {
         /// Which disk the partition must be on.

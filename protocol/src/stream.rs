@@ -53,6 +53,10 @@ pub struct StreamOptions {
     /// Connections at the same time; none: the agent decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
+    /// The partition that takes what the disk has beyond the image: `last`, or a label, number or
+    /// UUID; it must be the last on the disk. None: the table stays as the image has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grow: Option<String>,
 }
 
 impl StreamOptions {
@@ -92,6 +96,9 @@ pub struct StreamResult {
     pub times: StreamTimes,
     /// Time from the first request to the last flush, milliseconds.
     pub duration_ms: u64,
+    /// Bytes of the partition that was grown; absent when none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grown: Option<u64>,
     /// Most memory the agent had in use, in bytes (`VmHWM`); 0 when the kernel does not say.
     pub peak_memory: u64,
 }

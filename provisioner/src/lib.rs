@@ -1,6 +1,7 @@
 //! The daemon and the operator's CLI. `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod app;
+pub mod attestation;
 pub mod bmc;
 pub mod boot;
 pub mod cli;

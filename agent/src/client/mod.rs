@@ -8,6 +8,7 @@
 mod identity;
 mod pin;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -159,6 +160,28 @@ impl Client {
     #[must_use]
     pub fn http(&self) -> reqwest::Client {
         self.http.clone()
+    }
+
+    /// Fetches a range of an image's data, all of it or nothing.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn image_range(&self, image: &str, range: Range<u64>) -> Result<Vec<u8>, CallError> {
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let request = self
+            .http
+            .get(format!("{}/images/{image}/data", self.base))
+            .header(
+                reqwest::header::RANGE,
+                format!("bytes={}-{}", range.start, range.end - 1),
+            )
+            .timeout(CALL);
+        let bytes = read(answer(request).await?, length).await?;
+        if bytes.len() != length {
+            let text = format!("{} of {length} bytes of image data came", bytes.len());
+            return Err(CallError::Unavailable(text));
+        }
+        Ok(bytes)
     }
 
     async fn post<B: Serialize, T: DeserializeOwned>(

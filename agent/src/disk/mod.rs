@@ -1,10 +1,12 @@
 //! Disks: finding them, choosing one, and everything that is done to it.
 
+pub mod audit;
 pub mod body;
 pub mod compare;
 pub mod crew;
 pub mod device;
 pub mod files;
+pub mod grow;
 pub mod order;
 pub mod partition;
 pub mod probe;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anneal_image::{Manifest, ManifestError, PublicKey, SignedManifest};
+use anneal_image::{Grow, Manifest, ManifestError, PublicKey, SignedManifest};
 use anneal_protocol::agent::{
     FailureCode, StepFailure, StreamOptions, StreamResult, StreamTimes, Verify,
 };
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Supply;
 use super::write::{Job, Written, write_image};
-use super::{Chosen, choose, safety};
+use super::{Chosen, choose, grow, safety};
 use crate::client::insist;
 use crate::io::fetch::{self, Fetch};
 use crate::io::memory::{self, Buffer, Needs};
@@ -109,7 +109,7 @@ fn origins(
     Ok(origins)
 }
 
-async fn manifest(context: &Context, image: &str) -> Result<Manifest, StepFailure> {
+pub(super) async fn manifest(context: &Context, image: &str) -> Result<Manifest, StepFailure> {
     let text = insist("fetch the manifest", Some(MANIFEST_PATIENCE), async || {
         context.client.manifest(image).await
     })
@@ -158,6 +158,8 @@ pub fn install(
         bytes = manifest.size(),
         "writing the image"
     );
+    let grow = how.options.grow.as_deref().map(Grow::parse);
+    grow::check(&manifest, disk.sector_size, grow.as_ref())?;
     let device = safety::open(chosen, manifest.size())?;
     let connections = how
         .options
@@ -180,6 +182,7 @@ pub fn install(
         waiting: plan.waiting,
     };
     let job = Job {
+        grow: grow.as_ref(),
         manifest: manifest.as_ref(),
         disk: &device,
         delta: how.options.delta,
@@ -255,6 +258,7 @@ fn account(written: &Written, fetch: Option<&Fetch>, begin: Instant) -> StreamRe
             verify_ms: ms(written.verify_time),
         },
         duration_ms: ms(begin.elapsed()),
+        grown: written.grown,
         peak_memory: memory::peak(),
     }
 }

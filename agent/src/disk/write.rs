@@ -18,13 +18,13 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anneal_image::{Manifest, WritePlan, is_slice};
+use anneal_image::{Grow, Grown, Manifest, WritePlan, is_slice};
 use anneal_protocol::agent::{Amount, Delta, FailureCode, StepFailure, Verify};
 
 use super::body::{self, Body, First, Held, Supply};
 use super::compare::{Survey, Unreadable, compare};
 use super::device::{Aligned, Disk};
-use super::order;
+use super::{grow, order};
 use crate::step::fail_for_now;
 
 /// What to do.
@@ -40,6 +40,8 @@ pub struct Job<'a, D> {
     pub verify: Verify,
     /// Threads that decode and write, or read and compare.
     pub workers: usize,
+    /// The partition that takes what the disk has beyond the image.
+    pub grow: Option<&'a Grow>,
 }
 
 impl<D> Clone for Job<'_, D> {
@@ -69,6 +71,8 @@ pub struct Written {
     pub write_time: Duration,
     /// Time of reading back.
     pub verify_time: Duration,
+    /// Bytes of the grown partition.
+    pub grown: Option<u64>,
 }
 
 /// A failure of the disk at a place.
@@ -144,6 +148,15 @@ pub fn write_image<D: Disk, S: Supply>(
 
 impl<D: Disk> Writer<'_, D> {
     fn survey(&mut self) -> Result<Survey, StepFailure> {
+        let mut survey = self.look()?;
+        if self.job.grow.is_some() {
+            // What is written there is not what the image has.
+            survey.same[0] = false;
+        }
+        Ok(survey)
+    }
+
+    fn look(&mut self) -> Result<Survey, StepFailure> {
         let Job { manifest, disk, .. } = self.job;
         if self.job.delta == Delta::Off {
             return Ok(Survey::none(manifest));
@@ -365,8 +378,18 @@ impl<D: Disk> Writer<'_, D> {
     /// Makes the disk bootable: the frames held back, in the pieces that [`order`] names.
     fn finish(&mut self) -> Result<(), StepFailure> {
         let Job { manifest, disk, .. } = self.job;
-        let held = std::mem::take(&mut *self.lock());
-        for group in order::finish(manifest, &self.plan.last, disk.sector()) {
+        let mut held = std::mem::take(&mut *self.lock());
+        let grown = match self.job.grow {
+            Some(which) => grow::apply(manifest, disk, which, &mut held)?,
+            None => None,
+        };
+        let groups = order::finish(manifest, &self.plan.last, disk.sector());
+        for (number, group) in groups.into_iter().enumerate() {
+            // With the other headers: everything that they lead to is on the disk.
+            if let Some(grown) = grown.as_ref().filter(|_| number == 1) {
+                disk.write_at(grown.backup_at, &grown.backup)
+                    .map_err(|e| failed("write", grown.backup_at, &e))?;
+            }
             for part in group {
                 let raw = held.get(&part.frame).ok_or_else(|| {
                     let text = format!("frame {} is not in memory", part.frame);
@@ -378,27 +401,38 @@ impl<D: Disk> Writer<'_, D> {
             }
             self.flush()?;
         }
+        self.result.grown = grown.as_ref().map(|grown| grown.size);
         if self.job.verify != Verify::None && !self.plan.last.is_empty() {
-            disk.drop_cache()
-                .map_err(|e| failed("drop the cache of", 0, &e))?;
-            let same = compare(
-                disk,
-                manifest,
-                &self.plan.last,
-                1,
-                Unreadable::Fails,
-                &mut |_| Ok(()),
-            )?;
-            if let Some(at) = same.iter().position(|same| !same) {
-                self.clear()?;
-                return Err(mismatch(self.plan.last[at]));
-            }
-            let amount = self.result.read_back.get_or_insert_default();
-            for &frame in &self.plan.last {
-                amount.add(manifest.raw_length(frame) as u64);
-            }
+            self.read_back_last(grown.as_ref())?;
         }
         (self.watch)(self.total, self.total)
+    }
+
+    /// The frames that were held back; what does not read back is cleared again.
+    fn read_back_last(&mut self, grown: Option<&Grown>) -> Result<(), StepFailure> {
+        let Job { manifest, disk, .. } = self.job;
+        disk.drop_cache()
+            .map_err(|e| failed("drop the cache of", 0, &e))?;
+        let sealed = |frame: &&usize| grown.is_none() || **frame != 0;
+        let frames: Vec<usize> = self.plan.last.iter().filter(sealed).copied().collect();
+        let same = compare(disk, manifest, &frames, 1, Unreadable::Fails, &mut |_| {
+            Ok(())
+        })?;
+        let mut wrong = same.iter().position(|same| !same).map(|at| frames[at]);
+        if let Some(grown) = grown
+            && !grow::reads_back(disk, grown)?
+        {
+            wrong = Some(0);
+        }
+        if let Some(frame) = wrong {
+            self.clear()?;
+            return Err(mismatch(frame));
+        }
+        let amount = self.result.read_back.get_or_insert_default();
+        for &frame in &self.plan.last {
+            amount.add(manifest.raw_length(frame) as u64);
+        }
+        Ok(())
     }
 
     /// What was done to which frame. A frame that was right and had to be written again counts

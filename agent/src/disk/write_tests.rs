@@ -46,6 +46,7 @@ fn write(
         delta,
         verify,
         workers: 1 + (seed % 3) as usize,
+        grow: None,
     };
     let mut last = 0;
     let (written, supply) = write_image(
@@ -244,6 +245,7 @@ fn a_wrong_frame_is_fetched_again() {
         delta: Delta::Off,
         verify: Verify::None,
         workers: 2,
+        grow: None,
     };
     let begin = |wanted: Vec<bool>| {
         Ok(Canned::new(&image.manifest, &image.data, &wanted, 7).flipping(0..9))
@@ -265,6 +267,7 @@ fn a_supply_that_ends() {
             delta: Delta::Off,
             verify: Verify::None,
             workers: 1,
+            grow: None,
         };
         let begin = |wanted: Vec<bool>| {
             Ok(Canned::new(&image.manifest, &image.data, &wanted, 7).ending_after(frames))
@@ -319,6 +322,7 @@ fn an_abandoned_write_leaves_nothing_bootable() {
             delta: Delta::Off,
             verify: Verify::None,
             workers: 2,
+            grow: None,
         };
         let mut seen = 0;
         let outcome = write_image(

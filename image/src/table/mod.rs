@@ -2,11 +2,14 @@
 //! partitions that may change, and for growing the last one. What a machine boots from is the
 //! table in the image's bytes, not this.
 
+mod grow;
 mod read;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub(crate) use read::{Found, HEAD, read};
+pub use grow::{Grow, GrowError, Grown, grow, may_grow};
+pub use read::HEAD;
+pub(crate) use read::{Found, read};
 
 /// Most partitions in a table.
 pub const MAX_PARTITIONS: usize = 128;
@@ -96,6 +99,13 @@ fn at_most_max<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Partition>, D::
 }
 
 impl Table {
+    /// Reads the table of a disk of `size` bytes from its first bytes, up to [`HEAD`]; none when
+    /// there is none that obeys all rules.
+    #[must_use]
+    pub fn read(head: &[u8], size: u64) -> Option<Self> {
+        read(head, size).table
+    }
+
     /// The partition of this number.
     #[must_use]
     pub fn partition(&self, number: u32) -> Option<&Partition> {

@@ -5,11 +5,11 @@ use super::{MAX_PARTITIONS, Partition, Table, TableKind, is_label};
 
 /// How much of the disk is looked at: the usual table needs 17 KiB (24 KiB with 4096-byte
 /// sectors), and the boards that put their boot loader first need less than this.
-pub(crate) const HEAD: usize = 1 << 20;
+pub const HEAD: usize = 1 << 20;
 /// Most entries of a GPT that are looked at; the usual number is 128.
 const MAX_ENTRIES: u32 = 1024;
 /// Type of the partition in an MBR that only protects a GPT.
-const PROTECTIVE: u8 = 0xee;
+pub(super) const PROTECTIVE: u8 = 0xee;
 
 /// What the beginning of a disk says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,16 +51,16 @@ pub(crate) fn read(head: &[u8], size: u64) -> Found {
 }
 
 /// Header of a GPT (UEFI 2.10, table 5.5), its checksum checked.
-struct Gpt {
-    sector: u64,
-    entries: u64,
-    count: u32,
-    entry_size: u32,
+pub(super) struct Gpt {
+    pub(super) sector: u64,
+    pub(super) entries: u64,
+    pub(super) count: u32,
+    pub(super) entry_size: u32,
     entries_crc: u32,
 }
 
 impl Gpt {
-    fn read(head: &[u8], sector: u32) -> Result<Self, String> {
+    pub(super) fn read(head: &[u8], sector: u32) -> Result<Self, String> {
         let header = head
             .get(sector as usize..2 * sector as usize)
             .ok_or("gpt header is cut short")?;
@@ -208,16 +208,16 @@ fn guid(bytes: &[u8]) -> String {
     text
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 /// CRC-32 of ISO 3309, as in UEFI 2.10, section 4.2. A few KiB once an image: no table needed.
-fn crc32(bytes: &[u8]) -> u32 {
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
             (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())

@@ -60,6 +60,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if error.downcast_ref::<Unreachable>().is_some() {
         return Some("is `anneal serve` running? Choose another daemon with --context".to_owned());
     }
+    if let Some(drifted) = error.downcast_ref::<super::audit::Drifted>() {
+        return Some(drifted.hint());
+    }
     error
         .downcast_ref::<super::follow::RunEnded>()
         .map(super::follow::RunEnded::hint)

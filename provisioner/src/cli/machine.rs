@@ -18,6 +18,8 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Compare a machine's disk with its sealed image; fails when something differs that must not
+    Audit(super::audit::Args),
     /// Remove machines from the inventory; their disks are not touched
     Remove {
         /// Their names.
@@ -40,6 +42,7 @@ pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Re
             let machine: MachineView = client.get(&["machines", &name], &[]).await?;
             output::show(format, &machine, show)
         }
+        Command::Audit(args) => super::audit::run(&client, args, format).await,
         Command::Remove { names } => {
             for name in names {
                 client.delete(&["machines", &name]).await?;

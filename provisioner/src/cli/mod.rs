@@ -10,6 +10,8 @@
 
 mod api_key;
 mod apply;
+mod attestation;
+mod audit;
 mod client;
 mod context;
 mod event;
@@ -83,6 +85,9 @@ enum Command {
     /// Look at one-use tokens (never the secret)
     #[command(subcommand)]
     Token(token::Command),
+    /// Signed statements of what is on machines: list, show, export, verify
+    #[command(subcommand)]
+    Attestation(attestation::Command),
     /// What happened
     #[command(subcommand)]
     Event(event::Command),
@@ -125,6 +130,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve::serve(*args),
         Command::Completion { shell } => completion(shell),
         Command::Context(command) => context::run(command, output),
+        Command::Attestation(attestation::Command::Verify(args)) => {
+            attestation::verify(&args, output)
+        }
+        Command::Attestation(command) => call(context, |c| attestation::run(c, command, output)),
         Command::Apply(args) => call(context, |c| apply::apply(c, args, output)),
         Command::Machine(command) => call(context, |c| machine::run(c, command, output)),
         Command::Provision(args) => call(context, |c| provision::provision(c, args, output)),

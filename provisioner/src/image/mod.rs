@@ -222,6 +222,12 @@ impl Catalog {
         Ok(image)
     }
 
+    /// The key that signs now: manifests, and statements about machines.
+    #[must_use]
+    pub fn signing_key(&self) -> anneal_image::SigningKey {
+        self.keyring().signing().clone()
+    }
+
     /// Every name, sorted.
     ///
     /// # Errors

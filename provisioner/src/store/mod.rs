@@ -7,6 +7,7 @@
 //! can be added. No secret is stored in clear. No decision is made here.
 
 mod api_keys;
+mod attestations;
 mod events;
 mod facts;
 mod image_care;

@@ -6,8 +6,10 @@ use anneal_protocol::time::Millis;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 
+use super::attestations;
 use super::events::{append, event_row};
 use super::{EventRow, Result, Store, StoreError, during};
+use crate::attestation::Attestation;
 use crate::event::Event;
 use crate::workflow::run::{Boot, Phase, RunPlan, RunRow, RunState, Scratch, StepRow, StepState};
 
@@ -74,8 +76,8 @@ impl Store {
     }
 
     /// Replaces a run's row and the given steps, if nobody changed the run since it was read
-    /// (`run.version` is what was read). With the machine's state, when it changes too, and the
-    /// events that tell of it.
+    /// (`run.version` is what was read). With the machine's state, when it changes too, what is
+    /// attested about the run, and the events that tell of it.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when somebody was faster; or when the run becomes active again
@@ -85,6 +87,7 @@ impl Store {
         run: &RunRow,
         steps: &[StepRow],
         change: Option<&MachineChange>,
+        attested: &[Attestation],
         events: Vec<Event>,
         at: Millis,
     ) -> Result<Vec<EventRow>> {
@@ -115,6 +118,9 @@ impl Store {
         }
         if let Some(change) = change {
             change_machine(&mut tx, run, change, at).await?;
+        }
+        for attestation in attested {
+            attestations::insert(&mut tx, attestation).await?;
         }
         let events: Vec<_> = events.into_iter().map(|event| (at, event)).collect();
         let rows = append(&mut tx, &events).await?;

@@ -22,6 +22,8 @@ pub enum Action {
     WipeDisk,
     /// Write an image.
     StreamImage,
+    /// Compare a disk with the sealed image.
+    AuditDisk,
     /// Put a file onto the installed disk.
     WriteFile,
     /// Start an installed kernel without firmware.
@@ -188,9 +190,19 @@ pub static ACTIONS: &[Spec] = &[
             optional("memory", Kind::Count(48, 65536)),
             optional("connections", Kind::Count(1, 64)),
             optional("stall_timeout", Kind::Duration),
+            optional("grow", Kind::Text),
         ],
         timeout_minutes: 30,
         retries: 3,
+    },
+    Spec {
+        action: Action::AuditDisk,
+        name: "audit-disk",
+        runs_on: RunsOn::Agent,
+        destructive: false,
+        params: &[optional("image", Kind::Image), DISK],
+        timeout_minutes: 60,
+        retries: 2,
     },
     Spec {
         action: Action::WriteFile,

@@ -7,6 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anneal_image::SigningKey;
+
 use crate::bmc::BmcControl;
 use crate::event::Recorder;
 use crate::image::{Catalog, ImageError};
@@ -82,6 +84,10 @@ pub trait ImageSource: Debug + Send + Sync {
         reference: &'a str,
         id: &'a str,
     ) -> Boxed<'a, anyhow::Result<Vec<String>>>;
+    /// A name of the image with this id; `None` when it is not in the catalog any more.
+    fn reference_of<'a>(&'a self, id: &'a str) -> Boxed<'a, anyhow::Result<Option<String>>>;
+    /// The daemon's key, for statements.
+    fn signing_key(&self) -> SigningKey;
 }
 
 impl ImageSource for Catalog {
@@ -117,5 +123,17 @@ impl ImageSource for Catalog {
                 Err(error) => Err(error.into()),
             }
         })
+    }
+
+    fn reference_of<'a>(&'a self, id: &'a str) -> Boxed<'a, anyhow::Result<Option<String>>> {
+        Box::pin(async move {
+            let images = self.list().await?;
+            let image = images.iter().find(|image| image.id == id);
+            Ok(image.map(crate::image::ImageRecord::reference))
+        })
+    }
+
+    fn signing_key(&self) -> SigningKey {
+        Self::signing_key(self)
     }
 }

@@ -17,8 +17,9 @@ use super::engine::{self, Change, Command, Decision, Done, Waiting, decide};
 use super::library::Library;
 use super::run::{Boot, Presence, RunRow, RunState, Snapshot};
 use super::secrets::Secrets;
-use super::start::{Material, Prepared, StartError, StartRun, needs_image, prepare};
+use super::start::{Material, Prepared, StartError, StartRun, needs_image, only_audits, prepare};
 use super::{library, record};
+use crate::attestation;
 use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::machine::apply::needed_by_run;
@@ -160,7 +161,12 @@ impl Engine {
             .or(row.machine.workflow.as_deref())
             .unwrap_or(library::DEFAULT);
         let workflow = self.inner.library.load(name, &deps.renderer)?;
-        let wanted = request.image.as_deref().or(row.machine.image.as_deref());
+        let written = self.written_image(request, &workflow).await?;
+        let wanted = request
+            .image
+            .as_deref()
+            .or(written.as_deref())
+            .or(row.machine.image.as_deref());
         let image = match wanted.filter(|_| needs_image(&workflow)) {
             None => None,
             Some(reference) => Some(
@@ -181,6 +187,27 @@ impl Engine {
             renderer: &deps.renderer,
             context,
         })
+    }
+
+    /// What an audit compares with unless it is told: the image that was last written, whatever
+    /// the inventory wants by now.
+    async fn written_image(
+        &self,
+        request: &StartRun,
+        workflow: &super::plan::Workflow,
+    ) -> Result<Option<String>, StartError> {
+        if request.image.is_some() || !only_audits(workflow) {
+            return Ok(None);
+        }
+        let deps = &self.inner.deps;
+        let Some(id) = deps.store.written_image(&request.machine).await? else {
+            return Ok(None);
+        };
+        let reference = deps.images.reference_of(&id).await;
+        match reference.map_err(StartError::Internal)? {
+            Some(reference) => Ok(Some(reference)),
+            None => Err(StartError::ImageMissing(id)),
+        }
     }
 
     /// Stops a run at once. The agent is told at its next call; power stays as it is.
@@ -319,13 +346,24 @@ impl Engine {
             .collect();
         let machine = engine::machine_change(s, change);
         let deps = &self.inner.deps;
+        let attested = attestation::sign(
+            attestation::statement::drafts(s, change, now()),
+            &s.run.machine,
+            &s.run.id,
+            s.run.image.as_deref(),
+            &deps.images.signing_key(),
+            now(),
+        );
+        let mut events = record::events(s, change);
+        events.extend(attested.iter().map(record::attested));
         let stored = deps
             .store
             .update_run(
                 &change.run,
                 &steps,
                 machine.as_ref(),
-                record::events(s, change),
+                &attested,
+                events,
                 now(),
             )
             .await;

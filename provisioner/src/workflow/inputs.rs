@@ -142,12 +142,17 @@ pub fn typed(
                 hosts: Default::default(),
                 memory: read.optional_number("memory")?,
                 connections: read.optional_number("connections")?,
+                grow: read.optional_text("grow")?,
             },
             stall_timeout_ms: read
                 .duration("stall_timeout")?
                 .map_or_else(stall_timeout_ms, |d| {
                     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
                 }),
+        }),
+        Action::AuditDisk => agent(AgentAction::AuditDisk {
+            image: read.image(image)?,
+            disk: read.disk()?,
         }),
         Action::WriteFile => agent(AgentAction::WriteFile {
             disk: read.disk()?,

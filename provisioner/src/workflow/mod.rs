@@ -38,12 +38,16 @@ mod view;
 #[cfg(test)]
 mod testing;
 
+pub use action::Action;
 pub use deps::{Boxed, EngineDeps, ImageSource, TokenSource};
 pub use driver::{Engine, EngineError};
-pub use engine::wants_agent;
+pub use engine::{Change, wants_agent};
 pub use library::{DEFAULT, LibraryError};
+pub use run::{RunState, Snapshot, StepRow, StepState};
 pub use start::{StartError, StartRun};
 
+#[cfg(test)]
+mod attest_tests;
 #[cfg(test)]
 pub(crate) mod plan_tests;
 #[cfg(test)]

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use anneal_image::SigningKey;
 use anneal_protocol::agent::{
     AgentAction, Amount, Next, NextRequest, Order, Outcome, Progress, Report, StepFailure,
     StepResult, StreamResult, StreamTimes, Verify, WriteFileResult,
 };
+use anneal_protocol::audit::{AuditResult, Expectation, RegionDrift};
 use base64::Engine as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +52,34 @@ pub(super) struct Faults {
     pub(super) failures: AtomicU32,
     /// The installed system does not call home.
     pub(super) mute: AtomicU32,
+}
+
+/// What an agent finds on a disk whose root differs.
+fn audit(image: &str) -> AuditResult {
+    AuditResult {
+        disk: "vda".into(),
+        serial: Some("S1".into()),
+        image: image.to_owned(),
+        drifted: true,
+        frames: 2,
+        frames_differing: 1,
+        bytes_read: 1 << 20,
+        transferred: 0,
+        duration_ms: 1,
+        regions: vec![RegionDrift {
+            name: "ROOT".into(),
+            number: Some(2),
+            expected: Expectation::Identical,
+            drifted: true,
+            start: 0,
+            size: 1 << 20,
+            differing: 512,
+            exact: true,
+            ranges: Vec::new(),
+            ranges_left_out: 0,
+            notes: Vec::new(),
+        }],
+    }
 }
 
 fn take(counter: &AtomicU32) -> bool {
@@ -138,6 +168,14 @@ impl ImageSource for World {
 
     fn mirrors<'a>(&'a self, _: &'a str, _: &'a str) -> Boxed<'a, anyhow::Result<Vec<String>>> {
         Box::pin(async { Ok(vec!["http://192.0.2.7/data.zst".to_owned()]) })
+    }
+
+    fn reference_of<'a>(&'a self, id: &'a str) -> Boxed<'a, anyhow::Result<Option<String>>> {
+        Box::pin(async move { Ok((id == "blake3:11").then(|| "debian@12".to_owned())) })
+    }
+
+    fn signing_key(&self) -> SigningKey {
+        SigningKey::from_seed(&[5; 32])
     }
 }
 
@@ -314,6 +352,9 @@ impl World {
                     .unwrap(),
                 }
             }
+            AgentAction::AuditDisk { image, .. } => Outcome::Succeeded {
+                output: serde_json::to_value(audit(image)).unwrap(),
+            },
             AgentAction::Reboot => Outcome::Leaving,
             _ => Outcome::Succeeded {
                 output: serde_json::json!({ "kernel_log": [], "disks": [] }),
@@ -365,6 +406,7 @@ impl World {
                 sources: Vec::new(),
                 times: StreamTimes::default(),
                 duration_ms: 5,
+                grown: None,
                 peak_memory: 0,
             })
             .unwrap(),

@@ -2,6 +2,7 @@
 
 use super::engine::Change;
 use super::run::{Snapshot, StepRow, StepState};
+use crate::attestation::Attestation;
 use crate::event::{Event, kind};
 
 /// What a change means for people, in order.
@@ -31,6 +32,16 @@ pub fn events(s: &Snapshot, change: &Change) -> Vec<Event> {
         ));
     }
     events
+}
+
+/// That a statement was signed.
+#[must_use]
+pub fn attested(attestation: &Attestation) -> Event {
+    let message = format!("{} attested: {}", attestation.kind, attestation.summary);
+    Event::new("attestation.signed", message)
+        .machine(&attestation.machine)
+        .run(&attestation.run)
+        .data(serde_json::json!({ "id": attestation.id, "kind": attestation.kind }))
 }
 
 fn step_event(before: &StepRow, after: &StepRow) -> Event {

@@ -184,7 +184,15 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
 /// Whether a workflow needs an image.
 #[must_use]
 pub fn needs_image(workflow: &Workflow) -> bool {
-    workflow.all_steps().any(|s| s.uses == Action::StreamImage)
+    let needs = |action| matches!(action, Action::StreamImage | Action::AuditDisk);
+    workflow.all_steps().any(|s| needs(s.uses))
+}
+
+/// Whether a workflow's image is one that is there already, not one to install.
+#[must_use]
+pub fn only_audits(workflow: &Workflow) -> bool {
+    let uses = |action| workflow.all_steps().any(|s| s.uses == action);
+    uses(Action::AuditDisk) && !uses(Action::StreamImage)
 }
 
 fn disk_sentence(machine: &Machine, inventory: Option<&Inventory>, workflow: &Workflow) -> String {

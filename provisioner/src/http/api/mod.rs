@@ -4,6 +4,7 @@
 //! Invariant: nothing here moves a machine from one state to another; handlers store what was
 //! asked for, and the engine acts.
 
+pub mod attestations;
 pub mod auth;
 pub mod body;
 pub mod events;
@@ -103,6 +104,9 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v1/event-log", get(events::log))
         .route("/api/v1/openapi.json", get(openapi::document))
         .route("/api/v1/tokens", get(tokens::list))
+        .route("/api/v1/attestations", get(attestations::list))
+        .route("/api/v1/attestations/{id}", get(attestations::show))
+        .route("/api/v1/attestation-keys", get(attestations::keys))
         .route_layer(middleware::from_fn_with_state(
             (shared.clone(), in_flight),
             idempotency::remember,

@@ -20,6 +20,7 @@ use utoipa::{Modify, OpenApi};
         super::image_care::pin, super::image_care::unpin,
         super::image_care::add_mirror, super::image_care::remove_mirror, super::image_care::collect,
         super::image_care::keys, super::image_care::rotate, super::image_care::resign,
+        super::attestations::list, super::attestations::show, super::attestations::keys,
         super::keys::list, super::keys::create, super::keys::remove,
         crate::http::config::serve,
     ),

@@ -387,6 +387,17 @@ fn believable(
                 (Verify::Full | Verify::Changed, Some(_)) => Ok(()),
             }
         }
+        AgentAction::AuditDisk { image, .. } => {
+            let result: anneal_protocol::audit::AuditResult = read(output)?;
+            let drifted = result.regions.iter().any(|region| region.drifted);
+            if result.image != *image {
+                return Err(format!("it audited image {}", result.image));
+            }
+            match drifted == result.drifted {
+                true => Ok(()),
+                false => Err("its verdict is not what its regions say".to_owned()),
+            }
+        }
         AgentAction::WipeDisk { .. } => read::<WipeResult>(output).map(|_| ()),
         AgentAction::WriteFile { .. } => read::<WriteFileResult>(output).map(|_| ()),
         AgentAction::Inventory => read::<anneal_protocol::agent::Inventory>(output).map(|_| ()),
