@@ -15,7 +15,7 @@ RACK := target/debug/virtual-rack
 # that nothing is compiled twice: the features of a dependency depend on who is selected, and on whether tests are.
 SIDE := --workspace --exclude anneal-agent
 
-.PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz \
+.PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz bench bench-setup \
   test-workspace test-agent test-scenarios check-format check-lints check-deny advisories
 
 help: ## list the targets
@@ -69,6 +69,17 @@ test-agent: setup
 
 test-scenarios: build netboot ## only the scenarios
 	$(AS_ROOT) cargo test $(SIDE) --test scenarios
+
+# BENCH='--part serve', --quick and the like; without, docs/performance.md is written.
+BENCH ?=
+bench: setup bench-setup image ## speed beside the peers, to docs/performance.md; BENCH='--quick' only tries it
+	@cargo build --quiet --release $(SIDE) --bins
+	@cargo build --quiet -p anneal-agent --profile agent
+	@mkdir -p .cache/bench && install target/agent/anneal-agent .cache/bench/anneal-agent
+	@$(SUDO) target/release/bench $(BENCH)
+
+bench-setup: ## install what `make bench` compares with; says what and why
+	@scripts/bench-setup.sh
 
 FUZZ_SECONDS ?= 60
 fuzz: setup ## mutated input for each parser that faces the network, FUZZ_SECONDS each

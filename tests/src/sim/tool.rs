@@ -7,13 +7,19 @@ use anyhow::Context;
 
 /// Programs the simulator starts, and the package that has each.
 const PACKAGES: &[(&str, &str)] = &[
+    ("blockdev", "util-linux"),
+    ("bmaptool", "bmap-tools"),
+    ("casync", "casync"),
     ("curl", "curl"),
     ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
     ("libvirtd", "libvirt-daemon-system"),
+    ("losetup", "mount"),
+    ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("sfdisk", "fdisk"),
     ("tc", "iproute2"),
     ("unshare", "util-linux"),
     ("virsh", "libvirt-clients"),

@@ -1,0 +1,136 @@
+//! What the machine can do at most, measured in the same run as those who try.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::measure;
+use super::peers::{Anneal, Nginx};
+use super::sink::{Take, fetch};
+use super::world::{Target, World};
+use crate::sim::tool;
+
+/// Bytes of the raw disk per second that each stage can do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Compressed bytes from nginx, read by four clients, in raw bytes.
+    pub network: f64,
+    /// zstd on every core at once.
+    pub decode: f64,
+    /// Writes past the page cache.
+    pub disk: f64,
+}
+
+impl Limits {
+    /// The slowest stage and its rate.
+    #[must_use]
+    pub fn slowest(&self) -> (&'static str, f64) {
+        [
+            ("network", self.network),
+            ("decoding", self.decode),
+            ("disk", self.disk),
+        ]
+        .into_iter()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .unwrap_or(("nothing", 0.0))
+    }
+}
+
+/// Measures all three, once.
+///
+/// # Errors
+/// When a program fails.
+pub fn measure(
+    anneal: &Anneal,
+    target: &Target,
+    parts: &[std::path::PathBuf],
+    raw: u64,
+) -> anyhow::Result<Limits> {
+    Ok(Limits {
+        network: network(anneal, raw)?,
+        decode: decode(parts, raw)?,
+        disk: disk(target, raw)?,
+    })
+}
+
+fn network(anneal: &Anneal, raw: u64) -> anyhow::Result<f64> {
+    let stored = std::fs::metadata(anneal.folder.join("data.zst"))?.len();
+    let total = stored * 4;
+    let from = World::clients();
+    let took = fetch(
+        Nginx::address(),
+        "/data.zst",
+        stored,
+        total,
+        &from[..1],
+        4,
+        Take::Copy,
+    )?;
+    // So many compressed bytes stand for so many raw ones.
+    Ok(total as f64 / took.as_secs_f64() * (raw as f64 / stored as f64))
+}
+
+/// Every part in a process of its own, all at once, to nowhere.
+fn decode(parts: &[std::path::PathBuf], raw: u64) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let children: Vec<_> = parts
+        .iter()
+        .map(|part| {
+            Ok(tool::command("zstd")?
+                .args(["-q", "-t"])
+                .arg(part)
+                .spawn()?)
+        })
+        .collect::<anyhow::Result<_>>()?;
+    for mut child in children {
+        anyhow::ensure!(child.wait()?.success(), "zstd cannot decode the image");
+    }
+    Ok(raw as f64 / began.elapsed().as_secs_f64())
+}
+
+fn disk(target: &Target, raw: u64) -> anyhow::Result<f64> {
+    let mut dd = tool::command("dd")?;
+    dd.arg("if=/dev/zero")
+        .arg(format!("of={}", target.device.display()))
+        .arg(format!("count={}", raw / (4 << 20)))
+        .args(["bs=4M", "oflag=direct", "conv=fsync", "status=none"]);
+    let (cost, _) = measure::run(&mut dd, || target.flush())?;
+    Ok(raw as f64 / cost.wall.as_secs_f64())
+}
+
+/// Cuts the image's data at frames into as many files as there are cores.
+///
+/// # Errors
+/// When the manifest is not one.
+pub fn parts(anneal: &Anneal, dir: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    use std::os::unix::fs::FileExt;
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(anneal.folder.join("manifest.json"))?)?;
+    let offsets: Vec<u64> = manifest["manifest"]["frames"]
+        .as_array()
+        .context("a manifest has frames")?
+        .iter()
+        .filter_map(|frame| frame["offset"].as_u64())
+        .collect();
+    let data = std::fs::File::open(anneal.folder.join("data.zst"))?;
+    let length = data.metadata()?.len();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    // By compressed bytes: decoding takes about as long as there are bytes.
+    let cut = |n: u64| {
+        let wanted = length * n / cores;
+        offsets.iter().copied().find(|offset| *offset >= wanted)
+    };
+    let cuts: Vec<u64> = (0..cores).filter_map(cut).chain([length]).collect();
+    std::fs::create_dir_all(dir)?;
+    cuts.windows(2)
+        .enumerate()
+        .map(|(n, pair)| {
+            let mut bytes = vec![0; usize::try_from(pair[1] - pair[0])?];
+            data.read_exact_at(&mut bytes, pair[0])?;
+            let path = dir.join(format!("part{n}.zst"));
+            std::fs::write(&path, bytes)?;
+            Ok(path)
+        })
+        .collect()
+}
