@@ -8,7 +8,6 @@ nginx-light|serves the image to the peers; what the image port is compared with
 bmap-tools|bmaptool copy
 casync|casync extract, also over a drifted disk
 qemu-utils|qemu-img convert
-qemu-block-extra|qemu-img reads over http
 zstd|curl, zstd and dd in a pipe
 gdisk|the partition table of the image that is measured with
 fdisk|sfdisk: reads it

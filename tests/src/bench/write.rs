@@ -44,10 +44,19 @@ struct Contender {
     failed: Option<String>,
 }
 
+/// Who takes longer has failed.
+const LONGEST_SECS: &str = "900";
+
 /// The agent's row.
 pub const AGENT: &str = "anneal-agent write";
 
-fn contenders(anneal: &Anneal, agent: &Path, device: &Path) -> anyhow::Result<Vec<Contender>> {
+fn contenders(
+    anneal: &Anneal,
+    agent: &Path,
+    image: &Image,
+    device: &Path,
+) -> anyhow::Result<Vec<Contender>> {
+    let qcow2 = image.file("disk.qcow2");
     let url = format!("http://{SERVER}");
     let dev = device.display();
     let dd = format!("dd of={dev} bs=4M iflag=fullblock oflag=direct conv=fsync status=none");
@@ -73,8 +82,12 @@ fn contenders(anneal: &Anneal, agent: &Path, device: &Path) -> anyhow::Result<Ve
             false,
         ),
         (
-            "qemu-img convert (qcow2, http)",
-            format!("qemu-img convert -n -W -m 8 -t none -f qcow2 -O raw {url}/disk.qcow2 {dev}"),
+            // Over http it asks for small pieces one by one and takes minutes.
+            "qemu-img convert (qcow2, local file)",
+            format!(
+                "qemu-img convert -n -W -m 8 -t none -f qcow2 -O raw {} {dev}",
+                qcow2.display()
+            ),
             false,
         ),
         (
@@ -114,7 +127,7 @@ pub fn table(
 ) -> anyhow::Result<Table> {
     let parts = limits::parts(anneal, &work.join("parts"))?;
     let mut limits = Vec::new();
-    let mut contenders = contenders(anneal, agent, &target.device)?;
+    let mut contenders = contenders(anneal, agent, image, &target.device)?;
     for run in 0..runs {
         limits.push(limits::measure(anneal, target, &parts, image.size)?);
         for contender in &mut contenders {
@@ -152,8 +165,9 @@ fn once(
         target.dirty()?;
     }
     target.forget()?;
-    let mut bash = tool::command("bash")?;
-    bash.args(["-e", "-o", "pipefail", "-c", &contender.script]);
+    let mut bash = tool::command("timeout")?;
+    bash.args([LONGEST_SECS, "bash", "-e", "-o", "pipefail", "-c"]);
+    bash.arg(&contender.script);
     let (cost, _) = measure::run(&mut bash, || target.flush())?;
     if check && !contender.skips_holes {
         target.forget()?;
