@@ -86,6 +86,7 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::NotFound(detail) => Self::not_found("not-found", detail),
             StoreError::Conflict(detail) => Self::conflict("conflict", detail),
+            StoreError::Stale(detail) => Self::conflict("machine-changed", detail),
             StoreError::Database { .. } | StoreError::Corrupt { .. } => {
                 Self::internal(&format!("{:#}", anyhow::Error::new(error)))
             }

@@ -52,6 +52,9 @@ pub enum StoreError {
     /// Another writer was faster (optimistic lock) or a uniqueness rule was hit.
     #[error("{0}")]
     Conflict(String),
+    /// What the change was planned from is not so any more; nothing was stored.
+    #[error("{0}")]
+    Stale(String),
     /// No such row.
     #[error("{0}")]
     NotFound(String),

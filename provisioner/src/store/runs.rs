@@ -11,6 +11,8 @@ use super::events::{append, event_row};
 use super::{EventRow, Result, Store, StoreError, during};
 use crate::attestation::Attestation;
 use crate::event::Event;
+use crate::machine::Machine;
+use crate::machine::apply::needed_by_run;
 use crate::workflow::run::{Boot, Phase, RunPlan, RunRow, RunState, Scratch, StepRow, StepState};
 
 /// A change of a machine's state that goes with a change of its run.
@@ -22,6 +24,9 @@ pub struct MachineChange {
     pub reason: String,
     /// The run holds the machine from now on (`true`) or lets it go.
     pub active: bool,
+    /// When the run takes the machine: the description that it was planned with. It is refused if
+    /// what a run relies on differs by now.
+    pub planned: Option<Box<Machine>>,
     /// What the installed system said about itself, when it just did.
     pub node: Option<serde_json::Value>,
 }
@@ -33,7 +38,8 @@ impl Store {
     /// Stores a new run with its steps, gives it the machine, and records the event.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the machine has an active run.
+    /// [`StoreError::Conflict`] when the machine has an active run, [`StoreError::Stale`] when its
+    /// description is not the one of the plan any more.
     pub async fn insert_run(
         &self,
         run: &RunRow,
@@ -43,8 +49,12 @@ impl Store {
         event: Event,
     ) -> Result<Vec<EventRow>> {
         const DOING: &str = "storing a run";
-        let plan = to_json(plan, "plan")?;
         let mut tx = self.begin().await?;
+        // Whatever differs may have gone into the plan: image, labels, cards, protected disks.
+        if stored_machine(&mut tx, &run.machine).await?.as_ref() != Some(&plan.machine) {
+            return Err(stale(&run.machine, "the description"));
+        }
+        let plan = to_json(plan, "plan")?;
         sqlx::query(
             "INSERT INTO runs (id, machine, workflow, plan, image, state, reason, requested_by, \
              cancel, version, created_at, finished_at, deadline) \
@@ -81,7 +91,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when somebody was faster; or when the run becomes active again
-    /// while another run of its machine is.
+    /// while another run of its machine is. [`StoreError::Stale`] when it becomes active again and
+    /// its plan does not fit the machine any more.
     pub async fn update_run(
         &self,
         run: &RunRow,
@@ -299,6 +310,25 @@ fn conflict_or(error: sqlx::Error, machine: &str, operation: &'static str) -> St
     }
 }
 
+fn stale(machine: &str, what: &str) -> StoreError {
+    StoreError::Stale(format!(
+        "{what} of machine {machine} was changed while the run was being planned, so nothing was \
+         started: look at it with `anneal machine show {machine}`, then start again"
+    ))
+}
+
+async fn stored_machine(
+    tx: &mut Transaction<'static, Sqlite>,
+    name: &str,
+) -> Result<Option<Machine>> {
+    let spec: Option<String> = sqlx::query_scalar("SELECT spec FROM machines WHERE name = $1")
+        .bind(name)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(during("reading a machine"))?;
+    spec.map(|text| from_json(&text, "machine")).transpose()
+}
+
 async fn change_machine(
     tx: &mut Transaction<'static, Sqlite>,
     run: &RunRow,
@@ -306,6 +336,12 @@ async fn change_machine(
     at: Millis,
 ) -> Result<()> {
     const DOING: &str = "storing a machine's state";
+    if let Some(planned) = &change.planned
+        && let Some(stored) = stored_machine(tx, &run.machine).await?
+        && let Some(field) = needed_by_run(planned, &stored)
+    {
+        return Err(stale(&run.machine, &format!("`{field}`")));
+    }
     let before: Option<String> = sqlx::query_scalar("SELECT state FROM machines WHERE name = $1")
         .bind(&run.machine)
         .fetch_optional(&mut **tx)

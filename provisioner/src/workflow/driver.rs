@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::deps::EngineDeps;
 use super::engine::{self, Change, Command, Decision, Done, Waiting, decide};
 use super::library::Library;
-use super::run::{Boot, Presence, RunRow, RunState, Snapshot};
+use super::run::{Boot, Presence, RunPlan, RunRow, RunState, Snapshot};
 use super::secrets::Secrets;
 use super::start::{Material, Prepared, StartError, StartRun, needs_image, only_audits, prepare};
 use super::{library, record};
@@ -115,6 +115,16 @@ impl Engine {
     pub async fn start(&self, request: &StartRun) -> Result<String, StartError> {
         let id = uuid::Uuid::now_v7().to_string();
         let Prepared { plan, .. } = self.prepare(request, &id).await?;
+        self.insert(id, request, plan).await
+    }
+
+    /// Stores a run of a plan, if the machine still is what was planned for.
+    pub(super) async fn insert(
+        &self,
+        id: String,
+        request: &StartRun,
+        plan: RunPlan,
+    ) -> Result<String, StartError> {
         let created_at = now();
         let timeout = std::time::Duration::from_millis(plan.workflow.timeout_ms);
         let run = RunRow {
@@ -135,6 +145,8 @@ impl Engine {
             state: anneal_protocol::machine::MachineState::Provisioning,
             reason: format!("run {id} of {}, by {}", run.workflow, run.requested_by),
             active: true,
+            // The store compares all of it for a new run.
+            planned: None,
             node: None,
         };
         let store = &self.inner.deps.store;
@@ -150,7 +162,11 @@ impl Engine {
         Ok(id)
     }
 
-    async fn prepare(&self, request: &StartRun, run: &str) -> Result<Prepared, StartError> {
+    pub(super) async fn prepare(
+        &self,
+        request: &StartRun,
+        run: &str,
+    ) -> Result<Prepared, StartError> {
         let deps = &self.inner.deps;
         let Some(row) = deps.store.machine(&request.machine).await? else {
             return Err(StartError::MachineNotFound(request.machine.clone()));

@@ -545,6 +545,19 @@ impl Rack {
         }
     }
 
+    /// Applies another description of the machine.
+    pub(super) async fn edit_machine(&self, edit: impl FnOnce(&mut crate::machine::Machine)) {
+        let mut inventory = crate::machine::file::parse(INVENTORY, "rack.yaml").unwrap();
+        let described = &mut inventory.machines[0].machine;
+        *described = self.store.machine(MACHINE).await.unwrap().unwrap().machine;
+        edit(described);
+        let at = crate::clock::now();
+        self.store
+            .apply_inventory(&inventory, false, at)
+            .await
+            .unwrap();
+    }
+
     pub(super) fn request() -> StartRun {
         StartRun {
             machine: MACHINE.into(),

@@ -46,6 +46,9 @@ pub enum StartError {
     /// The machine has an active run.
     #[error("{0}")]
     Conflict(String),
+    /// The machine's description was changed, or the machine removed, while the run was planned.
+    #[error("{0}")]
+    Stale(String),
     /// The daemon failed.
     #[error("the daemon could not prepare the run")]
     Internal(#[source] anyhow::Error),
@@ -55,6 +58,7 @@ impl From<StoreError> for StartError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict(text) => Self::Conflict(text),
+            StoreError::Stale(text) => Self::Stale(text),
             other => Self::Internal(other.into()),
         }
     }

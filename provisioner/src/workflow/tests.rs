@@ -237,3 +237,75 @@ async fn cancel_and_alarm_stop_a_run_at_once_and_the_agent_is_told() {
     let why = engine.why(MACHINE).await.unwrap();
     assert_eq!(why, "its last run (install-image): boot token used twice");
 }
+
+#[tokio::test]
+async fn a_plan_that_the_inventory_left_behind_is_not_started() {
+    let mut rack = Rack::new(INSTALL).await;
+    let engine = rack.start_daemon(None);
+    let request = Rack::request();
+    let edits: [fn(&mut crate::machine::Machine); 3] = [
+        |machine| machine.protected_disks = vec![serial("KEEP")],
+        |machine| {
+            machine.labels.insert("pool".to_owned(), "other".to_owned());
+        },
+        |machine| machine.image = Some("debian@12.1".to_owned()),
+    ];
+    for edit in edits {
+        let plan = engine.prepare(&request, "run-1").await.unwrap().plan;
+        rack.edit_machine(edit).await;
+        let error = engine.insert("run-1".to_owned(), &request, plan).await;
+        let error = error.unwrap_err();
+        assert!(matches!(error, super::StartError::Stale(_)), "{error}");
+        assert_eq!(machine_state(&rack).await, (MachineState::Registered, None));
+        assert!(rack.store.run_row("run-1").await.is_err());
+    }
+    let plan = engine.prepare(&request, "run-1").await;
+    assert!(matches!(plan, Err(super::StartError::ImageMissing(_))));
+    rack.edit_machine(|machine| machine.image = Some("debian@12".to_owned()))
+        .await;
+    let plan = engine.prepare(&request, "run-1").await.unwrap().plan;
+    let now = crate::clock::now();
+    rack.store.remove_machine(MACHINE, now).await.unwrap();
+    let error = engine.insert("run-1".to_owned(), &request, plan).await;
+    assert!(
+        matches!(error, Err(super::StartError::Stale(_))),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_retry_meets_a_changed_inventory_in_its_own_transaction() {
+    let workflow = INSTALL.replace(
+        "wait-phone-home, timeout: 1m",
+        "wait-phone-home, timeout: 300ms",
+    );
+    let mut rack = Rack::new(&workflow).await;
+    rack.world.faults.mute.store(1, Ordering::SeqCst);
+    let engine = rack.start_daemon(None);
+    let run = engine.start(&Rack::request()).await.unwrap();
+    assert_eq!(rack.wait(&run).await.state, RunState::Failed);
+    // After `retry` looked at the inventory, before it stores the change.
+    let s = engine.load(&run).await.unwrap();
+    let change = super::engine::reopen(&s, crate::clock::now()).unwrap();
+    rack.edit_machine(|machine| machine.protected_disks = vec![serial("KEEP")])
+        .await;
+    let error = engine.commit(&s, &change).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("`protected_disks` of machine r1n1 was changed"),
+        "{error}"
+    );
+    assert_eq!(machine_state(&rack).await, (MachineState::Failed, None));
+    assert_eq!(
+        rack.store.run_row(&run).await.unwrap().state,
+        RunState::Failed
+    );
+}
+
+fn serial(serial: &str) -> anneal_protocol::disk::ProtectedDisk {
+    anneal_protocol::disk::ProtectedDisk {
+        serial: Some(serial.to_owned()),
+        ..Default::default()
+    }
+}

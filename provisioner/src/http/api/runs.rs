@@ -137,6 +137,7 @@ impl From<StartError> for ApiError {
             StartError::ImageMissing(_) => Self::not_found("image-not-found", detail),
             StartError::Refused(_) => Self::invalid("plan-refused", detail),
             StartError::Conflict(_) => Self::conflict("run-active", detail),
+            StartError::Stale(_) => Self::conflict("machine-changed", detail),
             StartError::Internal(cause) => Self::internal(&format!("{cause:#}")),
         }
     }

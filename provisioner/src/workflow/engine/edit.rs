@@ -294,6 +294,7 @@ pub fn machine_change(s: &Snapshot, change: &Change) -> Option<MachineChange> {
             state: MachineState::Provisioning,
             reason: format!("run {} goes on", change.run.id),
             active: true,
+            planned: Some(Box::new(s.plan.machine.clone())),
             node: None,
         });
     }
@@ -317,6 +318,7 @@ pub fn machine_change(s: &Snapshot, change: &Change) -> Option<MachineChange> {
         state,
         reason: because(format!("run {} {}", change.run.id, after.as_str())),
         active: false,
+        planned: None,
         node: called.and_then(|row| row.output.clone()),
     })
 }
