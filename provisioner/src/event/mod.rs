@@ -120,9 +120,19 @@ impl Event {
     }
 }
 
-enum Entry {
-    Event(Millis, Event),
-    Flush(oneshot::Sender<()>),
+#[derive(Debug)]
+struct Entry {
+    at: Millis,
+    event: Event,
+    /// Somebody waits to hear that it is stored; gone when they wait no more.
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Entry {
+    /// Whether somebody waited for it and gave up: they were told that it is not stored.
+    fn is_given_up(&self) -> bool {
+        self.done.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
 }
 
 /// How many events of one kind strangers may cause in each [`STRANGERS_WINDOW`].
@@ -131,12 +141,16 @@ const STRANGERS: u32 = 20;
 const STRANGERS_WINDOW: Duration = Duration::from_secs(60);
 /// How many events may wait for the disk before new ones are dropped (and counted).
 const BACKLOG: usize = 16_384;
+/// How long [`Recorder::record_durably`] waits.
+const DURABLE_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is tried again to store events for which there is no room.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// How many events a slow watcher may fall behind before it has to read the store again.
 const WATCH_BACKLOG: usize = 1_024;
 
-/// The writer has stopped, so an event could not be stored.
+/// An event could not be stored, and will not be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the event was not stored: the event writer has stopped")]
+#[error("the event was not stored: the disk is full or too slow, or the daemon stops")]
 pub struct NotStored;
 
 /// Records events; cheap to clone.
@@ -185,7 +199,12 @@ pub fn channel(store: Store) -> (Recorder, Writer) {
 impl Recorder {
     /// Records an event without waiting. When the disk cannot keep up, it is dropped and counted.
     pub fn record(&self, event: Event) {
-        if self.sender.try_send(Entry::Event(now(), event)).is_err() {
+        let entry = Entry {
+            at: now(),
+            event,
+            done: None,
+        };
+        if self.sender.try_send(entry).is_err() {
             self.dropped
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -211,14 +230,22 @@ impl Recorder {
     /// a phone-home, before they are acknowledged.
     ///
     /// # Errors
-    /// When the writer has stopped: the fact is not stored and must not be acknowledged.
+    /// When it is not stored in time, such as on a full disk, or the writer has stopped: the fact
+    /// must not be acknowledged.
     pub async fn record_durably(&self, event: Event) -> Result<(), NotStored> {
         let (done, wait) = oneshot::channel();
-        let entry = Entry::Event(now(), event);
-        self.sender.send(entry).await.map_err(|_| NotStored)?;
-        let flush = Entry::Flush(done);
-        self.sender.send(flush).await.map_err(|_| NotStored)?;
-        wait.await.map_err(|_| NotStored)
+        let entry = Entry {
+            at: now(),
+            event,
+            done: Some(done),
+        };
+        let stored = async {
+            self.sender.send(entry).await.map_err(|_| NotStored)?;
+            wait.await.map_err(|_| NotStored)
+        };
+        tokio::time::timeout(DURABLE_LIMIT, stored)
+            .await
+            .map_err(|_| NotStored)?
     }
 
     /// Tells watchers of events that somebody has just stored together with what they tell of.
@@ -256,10 +283,12 @@ impl Recorder {
 }
 
 impl Writer {
-    /// Stores events until `stop`, then what is still waiting, then returns.
+    /// Stores events until `stop`, then what is still waiting, then returns. On a full disk it
+    /// keeps what it has and tries again; who waits for an event is told that it is not stored.
     ///
     /// # Errors
-    /// When the database fails: the daemon must not go on without its record.
+    /// When the database fails otherwise, or the disk is still full at the end: the daemon must
+    /// not go on without its record.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         const BATCH: usize = 256;
         let mut entries = Vec::with_capacity(BATCH);
@@ -274,25 +303,46 @@ impl Writer {
             if received == 0 {
                 return Ok(());
             }
-            self.store_batch(&mut entries).await?;
+            self.store_batch(&mut entries, &stop).await?;
         }
     }
 
-    async fn store_batch(&self, entries: &mut Vec<Entry>) -> anyhow::Result<()> {
-        let mut events = Vec::new();
-        let mut flushes = Vec::new();
-        for entry in entries.drain(..) {
-            match entry {
-                Entry::Event(at, event) => events.push((at, event)),
-                Entry::Flush(done) => flushes.push(done),
+    async fn store_batch(
+        &self,
+        entries: &mut Vec<Entry>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut told = false;
+        loop {
+            entries.retain(|entry| !entry.is_given_up());
+            let events: Vec<(Millis, Event)> = entries
+                .iter()
+                .map(|entry| (entry.at, entry.event.clone()))
+                .collect();
+            let error = match self.store.append_events(&events).await {
+                Ok(rows) => {
+                    announce(&self.watchers, &self.stored, rows);
+                    for done in entries.drain(..).filter_map(|entry| entry.done) {
+                        // They may have stopped waiting this very moment.
+                        let _ = done.send(());
+                    }
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if !error.is_out_of_space() || stop.is_cancelled() {
+                return Err(error.into());
+            }
+            if !told {
+                tracing::error!(%error, "events wait: the disk of the state directory is full");
+                told = true;
+            }
+            entries.retain(|entry| entry.done.is_none());
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(NO_ROOM_PAUSE) => {}
             }
         }
-        let rows = self.store.append_events(&events).await?;
-        announce(&self.watchers, &self.stored, rows);
-        for done in flushes {
-            let _ = done.send(());
-        }
-        Ok(())
     }
 }
 

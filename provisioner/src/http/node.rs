@@ -92,7 +92,7 @@ async fn phone_home(
                 .data(data),
         )
         .await
-        .map_err(|error| ApiError::internal(&error))?;
+        .map_err(|_| ApiError::not_stored())?;
     Ok(StatusCode::NO_CONTENT)
 }
 

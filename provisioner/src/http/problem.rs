@@ -68,6 +68,17 @@ impl ApiError {
         }
     }
 
+    /// 507: the disk is full. Nothing was stored.
+    #[must_use]
+    pub fn not_stored() -> Self {
+        Self::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "disk-full",
+            "nothing was stored: the disk of the daemon's state directory is full or failing; \
+             free space there, then try again",
+        )
+    }
+
     /// The document.
     #[must_use]
     pub fn problem(&self) -> Problem {
@@ -87,6 +98,11 @@ impl From<StoreError> for ApiError {
             StoreError::NotFound(detail) => Self::not_found("not-found", detail),
             StoreError::Conflict(detail) => Self::conflict("conflict", detail),
             StoreError::Stale(detail) => Self::conflict("machine-changed", detail),
+            error if error.is_out_of_space() => {
+                let cause = format!("{:#}", anyhow::Error::new(error));
+                tracing::error!(error = cause, "request refused: no room for it");
+                Self::not_stored()
+            }
             StoreError::Database { .. } | StoreError::Corrupt { .. } => {
                 Self::internal(&format!("{:#}", anyhow::Error::new(error)))
             }

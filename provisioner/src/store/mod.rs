@@ -60,6 +60,21 @@ pub enum StoreError {
     NotFound(String),
 }
 
+impl StoreError {
+    /// Whether there is no room, or the disk did not do it: nothing was stored, and the same may
+    /// work later. Result codes 13 (`SQLITE_FULL`) and 10 (`SQLITE_IOERR`) with all their
+    /// extended forms.
+    #[must_use]
+    pub fn is_out_of_space(&self) -> bool {
+        let Self::Database { source, .. } = self else {
+            return false;
+        };
+        let code = source.as_database_error().and_then(|error| error.code());
+        let code = code.and_then(|code| code.parse::<u32>().ok());
+        matches!(code.map(|code| code & 0xff), Some(13 | 10))
+    }
+}
+
 /// Result of a question to the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
 

@@ -36,7 +36,7 @@ impl Engine {
     /// Drives all runs until `stop`. What is under way then is dropped: the next daemon goes on.
     ///
     /// # Errors
-    /// When the database fails.
+    /// When the database fails otherwise than for a full disk, which is waited out.
     pub async fn run(&self, stop: CancellationToken) -> anyhow::Result<()> {
         let stored = self.inner.deps.recorder.stored();
         let mut stored_wake = Box::pin(stored.notified());
@@ -47,7 +47,12 @@ impl Engine {
         let mut watched: HashMap<String, Watched> = HashMap::new();
         let mut tasks = JoinSet::new();
         loop {
-            self.look(&mut watched, &mut tasks, wakes).await?;
+            match self.look(&mut watched, &mut tasks, wakes).await {
+                Err(error) if error.is_out_of_space() => {
+                    tracing::error!(%error, "runs wait: the disk fails");
+                }
+                looked => looked?,
+            }
             let wake_at = watched.values().filter_map(|w| w.wake_at).min();
             let pause = wake_at
                 .map_or(LOOK_AGAIN, |at| at.since(now()))
@@ -69,7 +74,13 @@ impl Engine {
                 }
                 Some(ended) = tasks.join_next() => {
                     let (run, outcome): (String, Result<_, EngineError>) = ended?;
-                    let wake_at = outcome?;
+                    let wake_at = match outcome {
+                        Err(error) if error.is_out_of_space() => {
+                            tracing::error!(run, %error, "a run waits: no room to store its progress");
+                            Some(now().plus(LOOK_AGAIN))
+                        }
+                        outcome => outcome?,
+                    };
                     if let Some(watch) = watched.get_mut(&run) {
                         watch.busy = false;
                         watch.wake_at = wake_at;
@@ -122,11 +133,30 @@ impl Engine {
                         done = self.perform(&s, command) => done,
                         moved = self.moved_on(&s, command) => { moved?; continue; }
                     };
-                    self.settle(run, command, &done).await?;
+                    self.settle_at_last(run, command, &done).await?;
                     if done == Done::NotYet {
                         return Ok(Some(now().plus(LOOK_OFF)));
                     }
                 }
+            }
+        }
+    }
+
+    /// Stores how a command ended, however long there is no room for it: were it forgotten, the
+    /// command would be given again, and the machine switched off and on each time.
+    async fn settle_at_last(
+        &self,
+        run: &str,
+        command: Command,
+        done: &Done,
+    ) -> Result<(), EngineError> {
+        loop {
+            match self.settle(run, command, done).await {
+                Err(error) if error.is_out_of_space() => {
+                    tracing::error!(run, %error, "a run waits: no room to store what was done");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                settled => return settled,
             }
         }
     }

@@ -69,6 +69,13 @@ pub enum EngineError {
     Internal(#[source] anyhow::Error),
 }
 
+impl EngineError {
+    /// Whether nothing was stored because there is no room.
+    pub(super) fn is_out_of_space(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_out_of_space())
+    }
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -129,6 +129,12 @@ impl Daemon {
         Self::start_in(tempfile::tempdir().unwrap()).await
     }
 
+    /// As [`Self::start`], with its files in `state`.
+    pub async fn start_on(state: TempDir) -> Self {
+        own_network();
+        Self::start_in(state).await
+    }
+
     pub async fn with_inventory() -> Self {
         let daemon = Self::start().await;
         let applied = daemon

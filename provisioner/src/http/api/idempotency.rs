@@ -114,10 +114,16 @@ async fn answer(
     };
     let at = now();
     let forget_before = Millis(at.0 - i64::try_from(KEEP.as_millis()).unwrap_or(0));
-    shared
+    let keep = shared
         .store
-        .keep_answer(&caller, &key, &kept, at, forget_before)
-        .await?;
+        .keep_answer(&caller, &key, &kept, at, forget_before);
+    match keep.await {
+        // What was asked for is done and stored: saying otherwise would be wrong.
+        Err(error) if error.is_out_of_space() => {
+            tracing::error!(%error, "an answer was not kept for repeated requests: no room for it");
+        }
+        kept => kept?,
+    }
     Ok(Response::from_parts(parts, Body::from(body)))
 }
 

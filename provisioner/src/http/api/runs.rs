@@ -12,6 +12,7 @@ use super::page_size;
 use crate::app::Shared;
 use crate::event::Event;
 use crate::http::problem::{ApiError, ApiResult};
+use crate::store::StoreError;
 use crate::workflow::{EngineError, LibraryError, StartError, StartRun};
 
 /// Which runs.
@@ -138,6 +139,13 @@ impl From<StartError> for ApiError {
             StartError::Refused(_) => Self::invalid("plan-refused", detail),
             StartError::Conflict(_) => Self::conflict("run-active", detail),
             StartError::Stale(_) => Self::conflict("machine-changed", detail),
+            StartError::Internal(cause)
+                if cause
+                    .downcast_ref::<StoreError>()
+                    .is_some_and(StoreError::is_out_of_space) =>
+            {
+                Self::not_stored()
+            }
             StartError::Internal(cause) => Self::internal(&format!("{cause:#}")),
         }
     }
