@@ -370,7 +370,27 @@ pub struct CreatedApiKey {
     pub key: String,
 }
 
-/// Result of applying an inventory file.
+/// Inventory files that are applied together: all of them or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct InventoryFiles {
+    /// The files, at least one.
+    pub files: Vec<InventoryFile>,
+}
+
+/// An inventory file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct InventoryFile {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its text, YAML.
+    pub text: String,
+}
+
+/// Result of applying inventory files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ApplyResult {

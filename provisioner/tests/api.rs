@@ -71,6 +71,60 @@ async fn nothing_but_boot_health_and_metrics_answers_without_a_key() {
 }
 
 #[tokio::test]
+async fn several_inventory_files_are_applied_all_or_none() {
+    let daemon = Daemon::start().await;
+    let other = |text: &str| text.replace("r1n1", "r2n1").replace("r1n2", "r2n2");
+    let moved = |text: &str| {
+        let text = text.replace("aa:00:0", "bb:00:0");
+        text.replace("10.77.0.1", "10.77.0.2")
+    };
+    let apply = async |second: String| {
+        let files = json!({ "files": [
+            { "name": "rack1.yaml", "text": INVENTORY }, { "name": "rack2.yaml", "text": second },
+        ] });
+        daemon.post("/api/v1/inventory", files).await
+    };
+    // The second file is wrong by itself, or against the first.
+    for (second, told) in [
+        ("machines: 1\n".to_owned(), "rack2.yaml:1:"),
+        (
+            other(INVENTORY),
+            "MAC 52:54:00:aa:00:01 belongs to machine r1n1 already, in line 4 of rack1.yaml",
+        ),
+        (
+            other(INVENTORY).replace("aa:00:0", "bb:00:0"),
+            "address 10.77.0.11 belongs to machine r1n1 already, in line 4 of rack1.yaml",
+        ),
+        (
+            moved(INVENTORY),
+            "machine r1n1 is described twice, first in line 2 of rack1.yaml",
+        ),
+    ] {
+        let (status, problem) = apply(second).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert_eq!(status, 422, "{detail}");
+        assert!(
+            detail.starts_with("rack2.yaml:") && detail.contains(told),
+            "{detail}"
+        );
+        let stored = daemon.get("/api/v1/machines").await;
+        assert_eq!(
+            stored["items"],
+            json!([]),
+            "nothing of the first file either"
+        );
+    }
+    let (status, result) = apply(moved(&other(INVENTORY))).await;
+    assert_eq!(status, 200, "{result}");
+    assert_eq!(result["changes"].as_array().unwrap().len(), 4);
+    let (status, problem) = daemon
+        .post("/api/v1/inventory", json!({ "files": [] }))
+        .await;
+    assert_eq!((status, &problem["code"]), (422, &json!("body-invalid")));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn an_inventory_cannot_name_any_file_of_the_host() {
     let daemon = Daemon::start().await;
     let body = json!({"name": "op", "role": "operator"});

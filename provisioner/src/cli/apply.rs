@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anneal_protocol::api::{ApplyResult, Change};
+use anneal_protocol::api::{ApplyResult, Change, InventoryFile, InventoryFiles};
 use anyhow::{Context as _, bail};
 
 use super::client::{self, Client};
@@ -24,45 +24,31 @@ pub struct Args {
     dry_run: bool,
 }
 
-/// One file, checked and ready to send.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Source {
-    /// Name in messages.
-    pub name: String,
-    /// Text to send.
-    pub text: String,
-}
-
-/// Carries out `anneal apply`. Each file is applied as a whole or not at all.
+/// Carries out `anneal apply`. All files are applied, or none.
 ///
 /// # Errors
 /// When a file is wrong, with its place, or the daemon refuses.
 pub async fn apply(client: Client, args: Args, format: Format) -> anyhow::Result<()> {
-    let sources = read_all(&args.file)?;
-    let dry_run = if args.dry_run { "true" } else { "false" };
-    let mut changes = Vec::new();
-    for source in sources {
-        let response = client
-            .post_file(
-                &["inventory"],
-                &[("dry_run", dry_run)],
-                &source.name,
-                source.text,
-            )
-            .await?;
-        let result: ApplyResult = client::parse(response).await?;
-        changes.extend(result.changes);
-    }
-    let result = ApplyResult {
-        dry_run: args.dry_run,
-        changes,
+    let files = InventoryFiles {
+        files: read_all(&args.file)?,
     };
+    let dry_run = if args.dry_run { "true" } else { "false" };
+    let response = client
+        .post_file(
+            &["inventory"],
+            &[("dry_run", dry_run)],
+            "application/json",
+            "inventory",
+            serde_json::to_string(&files)?,
+        )
+        .await?;
+    let result: ApplyResult = client::parse(response).await?;
     output::show(format, &result, text)
 }
 
 /// Reads and checks all files before anything is sent.
-pub(super) fn read_all(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
-    let mut sources = Vec::new();
+pub(super) fn read_all(paths: &[PathBuf]) -> anyhow::Result<Vec<InventoryFile>> {
+    let mut files = Vec::new();
     let mut described: HashMap<String, String> = HashMap::new();
     for path in expand(paths)? {
         let (name, text, directory) = read(&path)?;
@@ -74,9 +60,9 @@ pub(super) fn read_all(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
             }
         }
         let text = file::with_absolute_paths(&text, &inventory, &directory);
-        sources.push(Source { name, text });
+        files.push(InventoryFile { name, text });
     }
-    Ok(sources)
+    Ok(files)
 }
 
 fn expand(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {

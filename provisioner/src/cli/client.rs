@@ -174,12 +174,13 @@ impl Client {
         &self,
         path: &[&str],
         query: &[(&str, &str)],
+        content_type: &str,
         file: &str,
         text: String,
     ) -> anyhow::Result<Response> {
         let request = self
             .request(Method::POST, path, query)
-            .header("content-type", "application/yaml")
+            .header("content-type", content_type)
             .header("x-file-name", file.as_bytes())
             .body(text);
         self.write(request).await

@@ -229,22 +229,24 @@ const INVENTORY: &str = "machines:\n  - name: r1n1\n    nics: [ { mac: \"52:54:0
     disk: { hints: { type: sata } }\n";
 
 #[tokio::test]
-async fn apply_sends_the_file_with_its_name_and_absolute_paths() {
+async fn apply_sends_all_files_at_once_with_their_names_and_absolute_paths() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let record = seen.clone();
     let router = Router::new().route(
         "/api/v1/inventory",
         post(
-            move |headers: HeaderMap, query: Query<Value>, text: String| async move {
-                record.lock().unwrap().push((headers, query.0, text));
+            move |query: Query<Value>, files: axum::Json<Value>| async move {
+                record.lock().unwrap().push((query.0, files.0));
                 axum::Json(json!({ "dry_run": true, "changes": [] }))
             },
         ),
     );
     let daemon = daemon(router).await;
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("rack.yaml");
-    std::fs::write(&file, INVENTORY).unwrap();
+    let files = ["a.yaml", "b.yml"].map(|name| dir.path().join(name));
+    std::fs::write(&files[0], INVENTORY).unwrap();
+    let other = INVENTORY.replace("r1n1", "r1n2").replace(":01\"", ":02\"");
+    std::fs::write(&files[1], other).unwrap();
     let line = [
         "anneal",
         "apply",
@@ -261,14 +263,16 @@ async fn apply_sends_the_file_with_its_name_and_absolute_paths() {
         .await
         .unwrap();
     let seen = seen.lock().unwrap();
-    let (headers, query, text) = &seen[0];
-    assert_eq!(headers["x-file-name"], file.to_str().unwrap());
+    assert_eq!(seen.len(), 1, "one request, so all or nothing");
+    let (query, sent) = &seen[0];
     assert_eq!(query["dry_run"], "true");
     let secret = dir.path().join("secret");
-    assert!(
-        text.contains(&format!("{{ file: \"{}\" }}", secret.display())),
-        "{text}"
-    );
+    for (n, file) in files.iter().enumerate() {
+        assert_eq!(sent["files"][n]["name"], file.to_str().unwrap());
+        let text = sent["files"][n]["text"].as_str().unwrap();
+        let path = format!("{{ file: \"{}\" }}", secret.display());
+        assert!(text.contains(&path), "{text}");
+    }
 }
 
 #[test]

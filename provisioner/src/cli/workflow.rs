@@ -48,7 +48,13 @@ pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Re
                 let text =
                     std::fs::read_to_string(&file).with_context(|| format!("reading {name}"))?;
                 client
-                    .post_file(&["workflows", "validate"], &[], &name, text)
+                    .post_file(
+                        &["workflows", "validate"],
+                        &[],
+                        "application/yaml",
+                        &name,
+                        text,
+                    )
                     .await?;
                 output::print(&format!("{name}: valid\n"))?;
             }

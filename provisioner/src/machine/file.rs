@@ -19,11 +19,9 @@ use super::wire::{
 use super::{Bmc, Machine, Nic, check};
 use crate::yaml::{self, Location, Spanned, YamlError};
 
-/// A checked inventory file.
+/// A checked inventory file, or several that are applied together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inventory {
-    /// The file as its author knows it.
-    pub file: String,
     /// The machines, in file order.
     pub machines: Vec<Described>,
 }
@@ -33,6 +31,8 @@ pub struct Inventory {
 pub struct Described {
     /// The machine.
     pub machine: Machine,
+    /// The file that describes it, as its author knows it.
+    pub file: String,
     /// Where its name is.
     pub name_at: Location,
     /// Where MAC and address of each card are, in the order of `machine.nics`.
@@ -51,6 +51,16 @@ pub struct NicPlace {
 }
 
 impl Inventory {
+    /// Puts files together, to be applied all or none.
+    ///
+    /// # Errors
+    /// When a machine, MAC or address is in two of them, with its second place.
+    pub fn together(files: Vec<Self>) -> Result<Self, YamlError> {
+        let machines: Vec<Described> = files.into_iter().flat_map(|f| f.machines).collect();
+        no_duplicates(&machines)?;
+        Ok(Self { machines })
+    }
+
     /// Refuses relative paths of password files: only the sender knew what they are relative to
     /// (see [`with_absolute_paths`]).
     ///
@@ -63,7 +73,7 @@ impl Inventory {
             {
                 let told = "the daemon cannot know what this path is relative to: expected an \
                             absolute path";
-                return Err(YamlError::at(&self.file, place, told));
+                return Err(YamlError::at(&described.file, place, told));
             }
         }
         Ok(())
@@ -82,7 +92,7 @@ impl Inventory {
             if let (Some(bmc), Some(place)) = (&described.machine.bmc, described.password_at) {
                 check(&bmc.password_file).map_err(|refusal| {
                     let told = format!("`bmc.password.file`: {refusal}");
-                    YamlError::at(&self.file, place, told)
+                    YamlError::at(&described.file, place, told)
                 })?;
             }
         }
@@ -105,11 +115,8 @@ pub fn parse(text: &str, file: &str) -> Result<Inventory, YamlError> {
         .into_iter()
         .map(|entry| reader.machine(entry))
         .collect::<Result<Vec<_>, _>>()?;
-    reader.no_duplicates(&machines)?;
-    Ok(Inventory {
-        file: file.to_owned(),
-        machines,
-    })
+    no_duplicates(&machines)?;
+    Ok(Inventory { machines })
 }
 
 /// Writes absolute paths into `text` where `inventory`, read from it, has relative paths of
@@ -201,6 +208,7 @@ impl Reader<'_> {
             self.value(workflow, check::name)?;
         }
         Ok(Described {
+            file: self.file.to_owned(),
             name_at: entry.name.referenced,
             nics_at,
             password_at,
@@ -430,51 +438,52 @@ impl Reader<'_> {
             yaml::unknown_word("boot device", &value.value, values),
         )
     }
+}
 
-    fn no_duplicates(&self, machines: &[Described]) -> Checked<()> {
-        let mut names: HashMap<&str, Location> = HashMap::new();
-        let mut macs: HashMap<Mac, (&str, Location)> = HashMap::new();
-        let mut addresses: HashMap<Ipv4Addr, (&str, Location)> = HashMap::new();
-        for described in machines {
-            let name = described.machine.name.as_str();
-            if let Some(first) = names.insert(name, described.name_at) {
-                return self.refuse(
-                    described.name_at,
-                    format!(
-                        "machine {name} is described twice, first in line {}",
-                        first.line()
-                    ),
-                );
+/// Refuses what must be unique and is not, within one file or several.
+fn no_duplicates(machines: &[Described]) -> Checked<()> {
+    let mut names: HashMap<&str, Place> = HashMap::new();
+    let mut macs: HashMap<Mac, (&str, Place)> = HashMap::new();
+    let mut addresses: HashMap<Ipv4Addr, (&str, Place)> = HashMap::new();
+    for described in machines {
+        let (name, file) = (described.machine.name.as_str(), described.file.as_str());
+        let refuse = |at, message| Err(YamlError::at(file, at, message));
+        if let Some(first) = names.insert(name, (file, described.name_at)) {
+            let first = shown(first, file);
+            let told = format!("machine {name} is described twice, first {first}");
+            return refuse(described.name_at, told);
+        }
+        for (nic, place) in described.machine.nics.iter().zip(&described.nics_at) {
+            if let Some((holder, first)) = macs.insert(nic.mac, (name, (file, place.mac))) {
+                let told = taken(&format!("MAC {}", nic.mac), holder);
+                return refuse(place.mac, format!("{told}, {}", shown(first, file)));
             }
-            for (nic, place) in described.machine.nics.iter().zip(&described.nics_at) {
-                if let Some((holder, first)) = macs.insert(nic.mac, (name, place.mac)) {
-                    return self.refuse(
-                        place.mac,
-                        taken(&format!("MAC {}", nic.mac), holder, Some(first)),
-                    );
-                }
-                let Some(address) = nic.address else { continue };
-                if let Some((holder, first)) = addresses.insert(address.ip, (name, place.address)) {
-                    return self.refuse(
-                        place.address,
-                        taken(&format!("address {}", address.ip), holder, Some(first)),
-                    );
-                }
+            let Some(address) = nic.address else { continue };
+            let at = (name, (file, place.address));
+            if let Some((holder, first)) = addresses.insert(address.ip, at) {
+                let told = taken(&format!("address {}", address.ip), holder);
+                return refuse(place.address, format!("{told}, {}", shown(first, file)));
             }
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// File and place in it.
+type Place<'a> = (&'a str, Location);
+
+/// A place, as it is told in a refusal about `file`.
+fn shown((file, at): Place<'_>, about: &str) -> String {
+    if file == about {
+        format!("in line {}", at.line())
+    } else {
+        format!("in line {} of {file}", at.line())
     }
 }
 
 /// The sentence for a value that must be unique and is not.
-pub(crate) fn taken(what: &str, holder: &str, line: Option<Location>) -> String {
-    match line {
-        Some(at) => format!(
-            "{what} belongs to machine {holder} already, in line {}",
-            at.line()
-        ),
-        None => format!("{what} belongs to machine {holder} already"),
-    }
+pub(crate) fn taken(what: &str, holder: &str) -> String {
+    format!("{what} belongs to machine {holder} already")
 }
 
 #[cfg(test)]

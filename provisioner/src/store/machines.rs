@@ -86,7 +86,7 @@ impl Store {
         let mut changes = Vec::new();
         for described in &inventory.machines {
             let old = stored.get(&described.machine.name);
-            refuse_under_run(&inventory.file, described, old)?;
+            refuse_under_run(described, old)?;
             changes.push(apply::diff(old.map(|row| &row.machine), &described.machine));
         }
         if dry_run {
@@ -253,15 +253,15 @@ fn no_holders_outside(
     }
     for described in &inventory.machines {
         for (nic, place) in described.machine.nics.iter().zip(&described.nics_at) {
-            let refuse = |at, message| Err(YamlError::at(&inventory.file, at, message));
+            let refuse = |at, message| Err(YamlError::at(&described.file, at, message));
             if let Some(holder) = macs.get(&nic.mac) {
-                return refuse(place.mac, taken(&format!("MAC {}", nic.mac), holder, None));
+                return refuse(place.mac, taken(&format!("MAC {}", nic.mac), holder));
             }
             if let Some((ip, holder)) = nic
                 .address
                 .and_then(|a| addresses.get(&a.ip).map(|holder| (a.ip, holder)))
             {
-                return refuse(place.address, taken(&format!("address {ip}"), holder, None));
+                return refuse(place.address, taken(&format!("address {ip}"), holder));
             }
         }
     }
@@ -269,7 +269,6 @@ fn no_holders_outside(
 }
 
 fn refuse_under_run(
-    file: &str,
     described: &Described,
     old: Option<&MachineRow>,
 ) -> std::result::Result<(), ApplyError> {
@@ -282,7 +281,7 @@ fn refuse_under_run(
     };
     let name = &described.machine.name;
     Err(ApplyError::Busy(YamlError::at(
-        file,
+        &described.file,
         described.name_at,
         format!(
             "`{field}` of machine {name} cannot change while run {run} is active: wait for it or \

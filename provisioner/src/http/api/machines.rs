@@ -1,6 +1,8 @@
 //! Machines: look, apply an inventory file, remove.
 
-use anneal_protocol::api::{ApplyResult, MachinePage, MachineView, Page, Problem, Role};
+use anneal_protocol::api::{
+    ApplyResult, InventoryFile, InventoryFiles, MachinePage, MachineView, Page, Problem, Role,
+};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -82,9 +84,10 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Applies an inventory file: all of it or nothing. `X-File-Name` is the name to use in messages.
+/// Applies inventory files: all of them or nothing. One is sent as it is, with its name for messages
+/// in `X-File-Name`; several as JSON.
 #[utoipa::path(post, path = "/api/v1/inventory", tag = "machines", params(ApplyQuery),
-    request_body(content = String, content_type = "application/yaml"),
+    request_body(content((String = "application/yaml"), (InventoryFiles = "application/json"))),
     responses((status = 200, body = ApplyResult), (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub async fn apply(
     State(shared): State<Shared>,
@@ -98,10 +101,15 @@ pub async fn apply(
     } else {
         Role::Operator
     })?;
-    let inventory = file::parse(&text, &file_name(&headers, "inventory.yaml"))
-        .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;
-    inventory
-        .check_password_files(|path| shared.passwords.check(path))
+    let inventory = read(&headers, text)?
+        .iter()
+        .map(|sent| file::parse(&sent.text, &sent.name))
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(file::Inventory::together)
+        .and_then(|inventory| {
+            inventory.check_password_files(|path| shared.passwords.check(path))?;
+            Ok(inventory)
+        })
         .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;
     let changing = shared.inventory.lock().await;
     let changes = shared
@@ -129,6 +137,22 @@ pub async fn apply(
         dry_run: query.dry_run,
         changes,
     }))
+}
+
+/// The files of a request: its whole body, or several in JSON.
+fn read(headers: &HeaderMap, text: String) -> ApiResult<Vec<InventoryFile>> {
+    let kind = headers.get("content-type").and_then(|v| v.to_str().ok());
+    if !kind.is_some_and(|kind| kind.starts_with("application/json")) {
+        let name = file_name(headers, "inventory.yaml");
+        return Ok(vec![InventoryFile { name, text }]);
+    }
+    let sent: InventoryFiles = serde_json::from_str(&text).map_err(|error| {
+        ApiError::invalid("body-invalid", format!("the JSON body is wrong: {error}"))
+    })?;
+    if sent.files.is_empty() {
+        return Err(ApiError::invalid("body-invalid", "`files` names no file"));
+    }
+    Ok(sent.files)
 }
 
 /// The name of the file a body came from, as its sender calls it.
