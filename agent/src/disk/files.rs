@@ -463,7 +463,9 @@ mod tests {
         let failure = write_on(&other, &partition, "/config", &new).unwrap_err();
         assert_eq!(failure.code, FailureCode::DiskRefused, "{failure:?}");
         assert!(
-            failure.message.contains("another.img when it was chosen"),
+            failure
+                .message
+                .contains("another.img labels root] when it was chosen"),
             "{failure:?}"
         );
         assert!(
