@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anneal_bmc::{BootTarget, Client, Credentials, Endpoint, Error, Timing};
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
 use super::password::{PasswordDirs, PasswordError};
 use super::{BmcControl, BmcFailure, BmcFuture, BootDevice, PowerAction, PowerState};
 use crate::machine::Bmc;
@@ -67,6 +70,18 @@ impl BmcPool {
         self.slots().entry(bmc.url.clone()).or_default().clone()
     }
 
+    /// Asks a BMC, when everybody before has been answered.
+    async fn ask<T>(
+        &self,
+        bmc: &Bmc,
+        question: impl for<'c> FnOnce(&'c mut Client) -> BoxFuture<'c, Result<T, Error>> + Send,
+    ) -> Result<T, BmcFailure> {
+        let slot = self.slot(bmc);
+        let mut held = slot.lock().await;
+        let done = async { Ok(question(self.client(bmc, &mut held).await?).await?) };
+        done.await.map_err(|failure| told(bmc, &failure))
+    }
+
     /// The client for a BMC, made anew when its description or password changed.
     async fn client<'a>(
         &self,
@@ -95,43 +110,16 @@ impl BmcPool {
 
 impl BmcControl for BmcPool {
     fn power<'a>(&'a self, bmc: &'a Bmc, action: PowerAction) -> BmcFuture<'a, ()> {
-        Box::pin(async move {
-            let slot = self.slot(bmc);
-            let mut held = slot.lock().await;
-            let done = async {
-                Ok(self
-                    .client(bmc, &mut held)
-                    .await?
-                    .power(action.into())
-                    .await?)
-            };
-            done.await.map_err(|failure| told(bmc, &failure))
-        })
+        Box::pin(self.ask(bmc, move |client| client.power(action.into()).boxed()))
     }
 
     fn power_state<'a>(&'a self, bmc: &'a Bmc) -> BmcFuture<'a, PowerState> {
-        Box::pin(async move {
-            let slot = self.slot(bmc);
-            let mut held = slot.lock().await;
-            let done = async { Ok(self.client(bmc, &mut held).await?.power_state().await?) };
-            let state = done.await.map_err(|failure| told(bmc, &failure))?;
-            Ok(state.into())
-        })
+        let state = self.ask(bmc, |client| client.power_state().boxed());
+        Box::pin(async move { Ok(state.await?.into()) })
     }
 
     fn boot_once<'a>(&'a self, bmc: &'a Bmc, device: BootDevice) -> BmcFuture<'a, ()> {
-        Box::pin(async move {
-            let slot = self.slot(bmc);
-            let mut held = slot.lock().await;
-            let done = async {
-                Ok(self
-                    .client(bmc, &mut held)
-                    .await?
-                    .boot_once(device.into())
-                    .await?)
-            };
-            done.await.map_err(|failure| told(bmc, &failure))
-        })
+        Box::pin(self.ask(bmc, move |client| client.boot_once(device.into()).boxed()))
     }
 }
 
@@ -270,6 +258,9 @@ mod tests {
         }
     }
 
+    /// Sessions that were deleted; only one test closes a pool.
+    static GIVEN_BACK: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
     async fn answer(
         mut stream: tokio::net::TcpStream,
         seen: &Mutex<(usize, usize, usize)>,
@@ -278,6 +269,16 @@ mod tests {
         let mut request = [0; 4096];
         let length = stream.read(&mut request).await?;
         let request = String::from_utf8_lossy(&request[..length]);
+        let line = request.lines().next().unwrap_or_default();
+        if line.starts_with("POST /redfish/v1/SessionService/Sessions ") {
+            let session = "HTTP/1.1 201 x\r\nX-Auth-Token: t\r\nLocation: /sessions/7\r\n";
+            let answer = format!("{session}Content-Length: 2\r\n\r\n{{}}");
+            seen.lock().unwrap().0 -= 1;
+            return stream.write_all(answer.as_bytes()).await;
+        }
+        if line.starts_with("DELETE /sessions/7 ") {
+            GIVEN_BACK.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
         let (status, body) = match request.split(' ').nth(1) {
             Some("/redfish/v1/") => (200, r#"{"Systems": {"@odata.id": "/s"}}"#),
             Some("/s") => (200, r#"{"Members": [{"@odata.id": "/s/1"}]}"#),
@@ -309,5 +310,28 @@ mod tests {
         let (_, most, all) = *seen.lock().unwrap();
         assert_eq!(most, 1, "at the same time, of {all}");
         assert!(all > 8);
+    }
+
+    #[tokio::test]
+    async fn closing_gives_the_sessions_back() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redfish+http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(slow_bmc(listener, Arc::default()));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "pw").unwrap();
+        let (pool, bmc) = (pool(file.path()), bmc(&url, file.path()));
+        let given_back = || GIVEN_BACK.load(std::sync::atomic::Ordering::SeqCst);
+        pool.power_state(&bmc).await.unwrap();
+        assert_eq!(given_back(), 0, "the session is kept between calls");
+        pool.close().await;
+        assert_eq!(given_back(), 1);
+        // Once: nothing is held any more. Who still asks gets a session of its own.
+        pool.close().await;
+        assert_eq!(given_back(), 1);
+        pool.power_state(&bmc).await.unwrap();
+        pool.close().await;
+        assert_eq!(given_back(), 2);
+        server.abort();
     }
 }
