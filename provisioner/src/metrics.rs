@@ -3,10 +3,12 @@
 //! Not here: decisions, and labels without a bound (machine names are not labels).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -14,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+use crate::dhcp::Counters;
 use crate::event::{Recorder, kind};
 use crate::http::blob::BlobMetrics;
 use crate::store::EventRow;
@@ -39,6 +42,33 @@ struct ProtocolLabel {
     protocol: String,
 }
 
+/// The DHCP server counts for itself: most packets cause no event.
+#[derive(Debug)]
+struct Dhcp(Arc<Counters>);
+
+impl Collector for Dhcp {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let counters = &self.0;
+        let help = "DHCP packets: those received, those of them left alone and why, and answers";
+        let mut metric =
+            encoder.encode_descriptor("dhcp_packets", help, None, MetricType::Counter)?;
+        for (what, count) in [
+            ("received", &counters.received),
+            ("malformed", &counters.malformed),
+            ("ignored", &counters.ignored),
+            ("dropped", &counters.dropped),
+            ("offer", &counters.offers),
+            ("ack", &counters.acks),
+            ("nak", &counters.naks),
+            ("failed", &counters.failed),
+        ] {
+            let count = ConstCounter::new(count.load(Ordering::Relaxed));
+            count.encode(metric.encode_family(&[("what", what)])?)?;
+        }
+        Ok(())
+    }
+}
+
 /// The daemon's metrics; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -53,10 +83,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All metrics, at zero.
+    /// All metrics, at zero, with what a DHCP server counts.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(dhcp: Option<Arc<Counters>>) -> Self {
         let mut registry = Registry::with_prefix("anneal");
+        if let Some(counters) = dhcp {
+            registry.register_collector(Box::new(Dhcp(counters)));
+        }
         let events = Family::default();
         registry.register("events", "Events recorded, by kind", events.clone());
         let runs = Family::default();
@@ -194,7 +227,7 @@ impl Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new()
+        Self::new(None)
     }
 }
 
@@ -216,4 +249,27 @@ fn page_size() -> u64 {
         .flatten()
         .and_then(|size| u64::try_from(size).ok())
         .unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dhcp_counts_is_exported() {
+        let counters = Arc::new(Counters::default());
+        let metrics = Metrics::new(Some(counters.clone()));
+        counters.received.fetch_add(7, Ordering::Relaxed);
+        counters.naks.fetch_add(2, Ordering::Relaxed);
+        let text = metrics.render();
+        for line in [
+            "# TYPE anneal_dhcp_packets counter",
+            "anneal_dhcp_packets_total{what=\"received\"} 7",
+            "anneal_dhcp_packets_total{what=\"nak\"} 2",
+            "anneal_dhcp_packets_total{what=\"failed\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!Metrics::default().render().contains("dhcp"));
+    }
 }

@@ -148,7 +148,21 @@ impl App {
         let images = Arc::new(images.guarded_by(image::ingest::guard::Guard {
             allow_local: settings.images.allow_local_sources,
         }));
-        let metrics = Metrics::new();
+        let dhcp = match &settings.dhcp {
+            Some(dhcp_settings) => Some(
+                bind_dhcp(
+                    &settings,
+                    dhcp_settings,
+                    &boot_url,
+                    &directory,
+                    &store,
+                    &recorder,
+                )
+                .await?,
+            ),
+            None => None,
+        };
+        let metrics = Metrics::new(dhcp.as_ref().map(dhcp::Server::counters));
         let port = image_port::bind(&settings, &images, &directory, &recorder, &metrics).await?;
         let (image_port, image_url) = port.unzip();
         let passwords = bmc::PasswordDirs::new(settings.password_dirs.clone());
@@ -173,20 +187,6 @@ impl App {
             ca_pem: pki.ca_pem().to_owned(),
             image_url: image_url.clone(),
         });
-        let dhcp = match &settings.dhcp {
-            Some(dhcp_settings) => Some(
-                bind_dhcp(
-                    &settings,
-                    dhcp_settings,
-                    &boot_url,
-                    &directory,
-                    &store,
-                    &recorder,
-                )
-                .await?,
-            ),
-            None => None,
-        };
         let tftp = match settings.tftp {
             true => Some(tftp::Server::bind(
                 (ip, 69).into(),
