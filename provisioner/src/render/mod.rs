@@ -4,8 +4,9 @@
 //! bounded work), the filters, the built-in templates and the folder that overrides them.
 //!
 //! Invariants: rendering reads no file, clock or network: templates are loaded when the
-//! [`Renderer`] is made. An undefined variable is an error that names template and line. A token
-//! is in a rendered text only when the caller put it into the context.
+//! [`Renderer`] is made, and again when it is asked to look ([`Renderer::refresh`]); a set that
+//! cannot be read replaces nothing. An undefined variable is an error that names template and
+//! line. A token is in a rendered text only when the caller put it into the context.
 //!
 //! Not here: what is rendered when (`workflow`), and the templates themselves (`templates/`).
 
@@ -13,7 +14,9 @@ mod config_url;
 mod context;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 use minijinja::syntax::SyntaxConfig;
@@ -72,9 +75,21 @@ impl RenderError {
 /// Renders templates; made once, shared.
 #[derive(Debug)]
 pub struct Renderer {
+    dir: Option<PathBuf>,
+    set: RwLock<Arc<Set>>,
+}
+
+/// Templates as they were read together.
+#[derive(Debug)]
+struct Set {
     environment: Environment<'static>,
     names: Vec<String>,
+    stamp: Stamp,
 }
+
+/// What tells that a file of the folder is another one: path, inode, length, and when it changed
+/// (seconds and nanoseconds).
+type Stamp = Vec<(PathBuf, u64, u64, i64, i64)>;
 
 impl Renderer {
     /// With the built-in templates, and those of `templates_dir` which replace built-in ones of
@@ -83,48 +98,46 @@ impl Renderer {
     /// # Errors
     /// When the folder cannot be read or a template has a syntax error.
     pub fn new(templates_dir: Option<PathBuf>) -> Result<Self, RenderError> {
-        let mut sources: BTreeMap<String, String> = data::TEMPLATES
-            .iter()
-            .map(|(name, text)| (template_name(name), (*text).to_owned()))
-            .collect();
-        if let Some(dir) = templates_dir {
-            read_folder(&dir, &dir, &mut sources)?;
+        let set = Set::read(templates_dir.as_deref())?;
+        Ok(Self {
+            dir: templates_dir,
+            set: RwLock::new(Arc::new(set)),
+        })
+    }
+
+    /// Looks at the folder again, and loads all templates anew if a file of it changed.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; the templates then stay as they were.
+    pub fn refresh(&self) -> Result<(), RenderError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        if stamp(dir)? == self.set().stamp {
+            return Ok(());
         }
-        Self::from_sources(sources)
+        let set = Arc::new(Set::read(Some(dir))?);
+        *self.set.write().unwrap_or_else(PoisonError::into_inner) = set;
+        tracing::info!(dir = %dir.display(), "templates were loaded anew");
+        Ok(())
+    }
+
+    fn set(&self) -> Arc<Set> {
+        self.set
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// With exactly these templates.
+    #[cfg(test)]
     pub(crate) fn from_sources(sources: BTreeMap<String, String>) -> Result<Self, RenderError> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        let mut syntax = SyntaxConfig::builder();
-        syntax.keep_trailing_newline(true);
-        environment.set_syntax(
-            syntax
-                .build()
-                .map_err(|e| RenderError::from_engine(&e, ""))?,
-        );
-        environment.set_fuel(Some(FUEL));
-        environment.set_debug(true);
-        environment.add_filter("shquote", shquote);
-        environment.add_filter("b64", b64);
-        environment.add_filter("toyaml", to_yaml);
-        environment.add_function("render", render_other);
-        environment.add_function("config_url", config_url::config_url);
-        let names = sources.keys().cloned().collect();
-        for (name, text) in sources {
-            environment
-                .add_template_owned(name.clone(), text)
-                .map_err(|e| RenderError::from_engine(&e, &name))?;
-        }
-        Ok(Self { environment, names })
+        let set = RwLock::new(Arc::new(Set::from_sources(sources, Stamp::new())?));
+        Ok(Self { dir: None, set })
     }
 
     /// Names of all templates, sorted.
     #[must_use]
-    pub fn names(&self) -> &[String] {
-        &self.names
+    pub fn names(&self) -> Vec<String> {
+        self.set().names.clone()
     }
 
     /// Renders a template by its name.
@@ -132,7 +145,8 @@ impl Renderer {
     /// # Errors
     /// When there is no such template, a variable is undefined, or it does too much work.
     pub fn render(&self, template: &str, context: &Context) -> Result<String, RenderError> {
-        self.environment
+        self.set()
+            .environment
             .get_template(template)
             .and_then(|found| found.render(context.value()))
             .map_err(|e| RenderError::from_engine(&e, template))
@@ -152,12 +166,14 @@ impl Renderer {
         let fail = |e: &Error| RenderError::from_engine(e, file);
         let Some(expression) = sole_expression(text) else {
             return self
+                .set()
                 .environment
                 .render_named_str(file, text, context.value())
                 .map(serde_json::Value::String)
                 .map_err(|e| fail(&e));
         };
         let value = self
+            .set()
             .environment
             .compile_expression(expression)
             .and_then(|compiled| compiled.eval(context.value()))
@@ -186,7 +202,8 @@ impl Renderer {
         file: &str,
         context: &Context,
     ) -> Result<bool, RenderError> {
-        self.environment
+        self.set()
+            .environment
             .compile_expression(expression)
             .and_then(|compiled| compiled.eval(context.value()))
             .map(|value| value.is_true())
@@ -198,7 +215,8 @@ impl Renderer {
     /// # Errors
     /// When the text has a syntax error.
     pub fn variables(&self, text: &str, file: &str) -> Result<Vec<String>, RenderError> {
-        let template = self
+        let set = self.set();
+        let template = set
             .environment
             .template_from_named_str(file, text)
             .map_err(|e| RenderError::from_engine(&e, file))?;
@@ -216,13 +234,64 @@ impl Renderer {
         expression: &str,
         file: &str,
     ) -> Result<Vec<String>, RenderError> {
-        let compiled = self
+        let set = self.set();
+        let compiled = set
             .environment
             .compile_expression(expression)
             .map_err(|e| RenderError::from_engine(&e, file))?;
         let mut found: Vec<String> = compiled.undeclared_variables(true).into_iter().collect();
         found.sort();
         Ok(found)
+    }
+}
+
+impl Set {
+    fn read(dir: Option<&Path>) -> Result<Self, RenderError> {
+        let mut sources: BTreeMap<String, String> = data::TEMPLATES
+            .iter()
+            .map(|(name, text)| (template_name(name), (*text).to_owned()))
+            .collect();
+        // Before the files are read: what changes meanwhile is noticed the next time.
+        let stamp = dir.map(stamp).transpose()?.unwrap_or_default();
+        if let Some(dir) = dir {
+            for path in files(dir)? {
+                let text = std::fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
+                let name = path.strip_prefix(dir).unwrap_or(&path).display();
+                sources.insert(template_name(&name.to_string()), text);
+            }
+        }
+        Self::from_sources(sources, stamp)
+    }
+
+    fn from_sources(sources: BTreeMap<String, String>, stamp: Stamp) -> Result<Self, RenderError> {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        let mut syntax = SyntaxConfig::builder();
+        syntax.keep_trailing_newline(true);
+        environment.set_syntax(
+            syntax
+                .build()
+                .map_err(|e| RenderError::from_engine(&e, ""))?,
+        );
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(true);
+        environment.add_filter("shquote", shquote);
+        environment.add_filter("b64", b64);
+        environment.add_filter("toyaml", to_yaml);
+        environment.add_function("render", render_other);
+        environment.add_function("config_url", config_url::config_url);
+        let names = sources.keys().cloned().collect();
+        for (name, text) in sources {
+            environment
+                .add_template_owned(name.clone(), text)
+                .map_err(|e| RenderError::from_engine(&e, &name))?;
+        }
+        Ok(Self {
+            environment,
+            names,
+            stamp,
+        })
     }
 }
 
@@ -236,27 +305,41 @@ fn template_name(path: &str) -> String {
     path.strip_suffix(".j2").unwrap_or(path).to_owned()
 }
 
-fn read_folder(
-    root: &Path,
-    folder: &Path,
-    sources: &mut BTreeMap<String, String>,
-) -> Result<(), RenderError> {
-    let fail = |path: &Path, error: std::io::Error| RenderError {
+fn unreadable(path: &Path, error: &std::io::Error) -> RenderError {
+    RenderError {
         file: path.display().to_string(),
         line: 0,
         message: format!("cannot be read: {error}"),
-    };
-    for entry in std::fs::read_dir(folder).map_err(|e| fail(folder, e))? {
-        let path = entry.map_err(|e| fail(folder, e))?.path();
+    }
+}
+
+/// The template files below a folder, sorted.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, RenderError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| unreadable(folder, &e))? {
+        let path = entry.map_err(|e| unreadable(folder, &e))?.path();
         if path.is_dir() {
-            read_folder(root, &path, sources)?;
+            found.extend(files(&path)?);
         } else if path.extension().is_none_or(|e| e != "md") {
-            let text = std::fs::read_to_string(&path).map_err(|e| fail(&path, e))?;
-            let name = path.strip_prefix(root).unwrap_or(&path).display();
-            sources.insert(template_name(&name.to_string()), text);
+            found.push(path);
         }
     }
-    Ok(())
+    found.sort();
+    Ok(found)
+}
+
+fn stamp(folder: &Path) -> Result<Stamp, RenderError> {
+    let look = |path: PathBuf| {
+        let meta = std::fs::metadata(&path).map_err(|e| unreadable(&path, &e))?;
+        Ok((
+            path,
+            meta.ino(),
+            meta.len(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+        ))
+    };
+    files(folder)?.into_iter().map(look).collect()
 }
 
 /// `render('debian/user-data')`: another template with the same variables.

@@ -168,8 +168,36 @@ fn every_built_in_template_renders_for_a_machine_without_leaking_the_token() {
         phone_home,
     );
     let renderer = Renderer::new(None).unwrap();
-    for name in renderer.names() {
+    for name in &renderer.names() {
         let text = renderer.render(name, &context).unwrap();
         assert!(!text.trim().is_empty(), "{name}");
     }
+}
+
+#[test]
+fn changed_files_count_when_asked_to_look_again() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("own")).unwrap();
+    let path = dir.path().join("own/motd.j2");
+    std::fs::write(&path, "one").unwrap();
+    let renderer = Renderer::new(Some(dir.path().to_owned())).unwrap();
+    let motd = || renderer.render("own/motd", &context()).unwrap();
+    renderer.refresh().unwrap();
+    assert_eq!(motd(), "one");
+    // The same length, by renaming another file over it as editors do.
+    std::fs::write(dir.path().join("new"), "two").unwrap();
+    std::fs::rename(dir.path().join("new"), &path).unwrap();
+    assert_eq!(motd(), "one", "only when asked");
+    renderer.refresh().unwrap();
+    assert_eq!(motd(), "two");
+    // A mistake is told each time, and what was there stays.
+    std::fs::write(&path, "{{ oops").unwrap();
+    for _ in 0..2 {
+        let error = renderer.refresh().unwrap_err().to_string();
+        assert!(error.starts_with("own/motd:1:"), "{error}");
+        assert_eq!(motd(), "two");
+    }
+    std::fs::remove_file(&path).unwrap();
+    renderer.refresh().unwrap();
+    assert!(renderer.render("own/motd", &context()).is_err());
 }

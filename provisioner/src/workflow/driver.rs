@@ -175,6 +175,10 @@ impl Engine {
         run: &str,
     ) -> Result<Prepared, StartError> {
         let deps = &self.inner.deps;
+        // Templates that somebody has just edited count, and broken ones are told here.
+        deps.renderer
+            .refresh()
+            .map_err(|error| StartError::Refused(vec![error.to_string()]))?;
         let Some(row) = deps.store.machine(&request.machine).await? else {
             return Err(StartError::MachineNotFound(request.machine.clone()));
         };

@@ -107,7 +107,7 @@ impl Engine {
         document: &str,
     ) -> anyhow::Result<Option<String>> {
         let renderer = &self.inner.deps.renderer;
-        let Some(template) = template_of(token, document, renderer.names()) else {
+        let Some(template) = template_of(token, document, &renderer.names()) else {
             return Ok(None);
         };
         let s = self.load(&token.run).await?;
@@ -124,7 +124,7 @@ impl Engine {
     /// Whether a config token has a document of this name.
     #[must_use]
     pub fn has_config(&self, token: &TokenRecord, document: &str) -> bool {
-        template_of(token, document, self.inner.deps.renderer.names()).is_some()
+        template_of(token, document, &self.inner.deps.renderer.names()).is_some()
     }
 }
 
