@@ -20,7 +20,7 @@ mod tokens;
 use std::path::Path;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection as _, Sqlite, SqlitePool, Transaction};
 
 pub use api_keys::{ApiKeyRecord, StoredAnswer};
 pub use events::{EventRow, Sighting};
@@ -104,8 +104,15 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(std::time::Duration::from_secs(10));
+        // SQLite ends a transaction by itself when the disk is full. The driver then still counts
+        // it as open, its next one is a savepoint that is never committed, and what is written
+        // beside it is lost: such a connection must not be used again.
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
+            .after_release(move |connection, _| {
+                let clean = !connection.is_in_transaction();
+                Box::pin(async move { Ok(clean) })
+            })
             .connect_with(options.clone())
             .await?;
         sqlx::migrate!("./migrations").run(&writer).await?;
