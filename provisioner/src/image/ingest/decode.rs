@@ -151,7 +151,7 @@ impl Member {
 
 enum State {
     Between(Input),
-    In(Member),
+    In(Box<Member>),
     Ended,
 }
 
@@ -229,7 +229,7 @@ impl Decoder {
             if matches!(self.format, Format::Zstd | Format::Lz4) && is_skippable(head) {
                 self.skip(&mut input)?;
             } else if begins(self.format, head) {
-                return Member::begin(self.format, input).map(State::In);
+                return Ok(State::In(Box::new(Member::begin(self.format, input)?)));
             } else {
                 let (format, at) = (self.format.name(), self.at());
                 return Err(IngestError::Trailing { format, at }.into_io());

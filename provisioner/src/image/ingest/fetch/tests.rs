@@ -37,17 +37,19 @@ enum Answer {
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: {all}\r\nETag: \"one\"\r\n";
 const PART: &str = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{last}/{all}\r\nContent-Length: {left}\r\nETag: \"one\"\r\n";
 
+/// The `Range` of each request, and its `If-Range`.
+type Asked = Vec<(Option<usize>, Option<String>)>;
+
 struct Server {
     url: String,
-    /// The `Range` of each request, and its `If-Range`.
-    asked: Arc<Mutex<Vec<(Option<usize>, Option<String>)>>>,
+    asked: Arc<Mutex<Asked>>,
 }
 
 /// Answers one connection after the other as told, the last answer for all that follow.
 async fn serve(content: Vec<u8>, answers: Vec<Answer>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/disk.raw", listener.local_addr().unwrap());
-    let asked: Arc<Mutex<Vec<_>>> = Arc::default();
+    let asked: Arc<Mutex<Asked>> = Arc::default();
     let seen = asked.clone();
     tokio::spawn(async move {
         let mut count = 0;
@@ -61,12 +63,7 @@ async fn serve(content: Vec<u8>, answers: Vec<Answer>) -> Server {
     Server { url, asked }
 }
 
-async fn reply(
-    mut stream: TcpStream,
-    content: &[u8],
-    answer: Answer,
-    seen: &Mutex<Vec<(Option<usize>, Option<String>)>>,
-) {
+async fn reply(mut stream: TcpStream, content: &[u8], answer: Answer, seen: &Mutex<Asked>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
