@@ -178,6 +178,8 @@ pub(super) async fn run(
     };
     let sealing = async {
         let ended = seal(job, &request, tools, told, head, raw, proof).await;
+        // Told before the source is cut off on account of it.
+        let ended = ended.map_err(|error| failure.set(error));
         sealed.cancel();
         ended
     };
@@ -187,7 +189,10 @@ pub(super) async fn run(
     {
         std::panic::resume_unwind(panic);
     }
-    ended.map_err(|error| failure.take().unwrap_or(error))
+    ended.map_err(|()| {
+        let lost = || IngestError::Source("the source could not be read".to_owned());
+        failure.take().unwrap_or_else(lost)
+    })
 }
 
 async fn feed_from(
