@@ -1,4 +1,4 @@
-//! Compiles the data folders in: lists `workflows/*.yaml` and `templates/**` as constants.
+//! Compiles the data folders in: lists `workflows/*.yaml`, `templates/**` and `migrations/*.sql` as constants.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,16 @@ fn main() {
         Some("yaml"),
     );
     list(&mut code, "TEMPLATES", &root.join("templates"), None);
-    let out = PathBuf::from(env("OUT_DIR")).join("data.rs");
+    write("data.rs", &code);
+
+    let mut code = String::new();
+    let folder = PathBuf::from(env("CARGO_MANIFEST_DIR")).join("migrations");
+    list(&mut code, "MIGRATIONS", &folder, Some("sql"));
+    write("migrations.rs", &code);
+}
+
+fn write(name: &str, code: &str) {
+    let out = PathBuf::from(env("OUT_DIR")).join(name);
     if let Err(error) = std::fs::write(&out, code) {
         panic!("writing {}: {error}", out.display());
     }

@@ -14,6 +14,7 @@ mod image_care;
 mod images;
 mod leases;
 mod machines;
+mod migrations;
 mod runs;
 mod tokens;
 
@@ -115,7 +116,7 @@ impl Store {
             })
             .connect_with(options.clone())
             .await?;
-        sqlx::migrate!("./migrations").run(&writer).await?;
+        migrations::all()?.run(&writer).await?;
         let reader = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true).create_if_missing(false))
