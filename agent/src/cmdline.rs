@@ -97,7 +97,7 @@ pub fn memory_limit(cmdline: &str) -> anyhow::Result<u64> {
     let words = cmdline.split_ascii_whitespace();
     let Some(value) = words
         .filter_map(|word| word.strip_prefix("anneal.memory="))
-        .last()
+        .next_back()
     else {
         return Ok(memory::DEFAULT_LIMIT);
     };

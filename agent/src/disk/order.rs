@@ -28,13 +28,13 @@ pub struct Part {
 #[must_use]
 pub fn tables(disk_size: u64, sector: u64) -> [Vec<Range<u64>>; 2] {
     let last = (disk_size / sector).saturating_sub(1) * sector;
-    let first = vec![0..sector.min(disk_size)];
-    let headers = [sector, last]
-        .into_iter()
-        .filter(|start| start + sector <= disk_size)
-        .map(|start| start..start + sector)
-        .collect();
-    [first, headers]
+    [vec![0], vec![sector, last]].map(|group| {
+        group
+            .into_iter()
+            .filter(|start| start + sector <= disk_size)
+            .map(|start| start..start + sector)
+            .collect()
+    })
 }
 
 /// The frames held back to the end, in three groups; the disk is flushed after each.
