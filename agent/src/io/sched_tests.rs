@@ -116,7 +116,7 @@ fn an_idle_slot_takes_half_of_the_longest_run() {
         &[0],
         2,
         vec![true; 10],
-        Vec::from([0..10]),
+        std::iter::once(0..10).collect(),
     );
     assert_eq!(fetch(&mut s, 0, secs(0)), (0, 0..10));
     assert!(s.got(0, 0, 1, secs(0)));
