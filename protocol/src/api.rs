@@ -102,6 +102,10 @@ pub struct MachineView {
     /// Image it should run, `name@version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Images without proof of their publisher that it should run or that were last written to
+    /// its disk, `name@version`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unproven: Vec<String>,
     /// Workflow to use when a request names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<String>,

@@ -43,6 +43,7 @@ fn render(template: &str) -> String {
         os: "debian".into(),
         size: 512,
         sha256: "00".into(),
+        unproven: false,
     };
     let phone_home = PhoneHome {
         url: "https://10.77.0.1:8443/node/v1/phone-home".into(),

@@ -68,11 +68,24 @@ fn list(machines: &[MachineView]) -> String {
             cell(machine.rack.as_deref()),
             cell(machine.role.as_deref()),
             cell(nic.and_then(|nic| nic.address.as_deref())),
-            cell(machine.image.as_deref()),
+            &image(machine),
             cell(os),
         ]);
     }
     table.to_string()
+}
+
+/// The image it should run; what is unproven is said, also of what it runs instead.
+fn image(machine: &MachineView) -> String {
+    let own = machine.image.as_deref();
+    let mut text = cell(own).to_owned();
+    for image in &machine.unproven {
+        text += &match Some(image.as_str()) == own {
+            true => " (unproven)".to_owned(),
+            false => format!(" (on disk: {image}, unproven)"),
+        };
+    }
+    text
 }
 
 /// One line a fact, the sentence first.
@@ -103,6 +116,10 @@ pub(super) fn show(machine: &MachineView) -> String {
         fact("protected", Some(plain(&serde_json::json!(disk))));
     }
     fact("image", machine.image.clone());
+    for image in &machine.unproven {
+        let what = format!("{image} was added without proof of its publisher");
+        fact("unproven", Some(what));
+    }
     fact("workflow", machine.workflow.clone());
     for (key, value) in &machine.labels {
         fact("label", Some(format!("{key}={value}")));
@@ -166,4 +183,27 @@ fn plain(value: &serde_json::Value) -> String {
         other => format!("{key} {other}"),
     };
     map.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unproven_is_said_wherever_a_machine_is_shown() {
+        let machine = |unproven: &[&str]| -> MachineView {
+            serde_json::from_value(serde_json::json!({
+                "name": "r1n1", "state": "provisioned", "why": "fine", "nics": [], "disk": {},
+                "image": "os@2", "unproven": unproven, "updated_at": "2026-11-21T10:00:00.000Z",
+            }))
+            .unwrap()
+        };
+        assert_eq!(image(&machine(&[])), "os@2");
+        assert_eq!(image(&machine(&["os@2"])), "os@2 (unproven)");
+        let other = machine(&["os@1"]);
+        assert_eq!(image(&other), "os@2 (on disk: os@1, unproven)");
+        assert!(list(&[other.clone()]).contains("on disk: os@1, unproven"));
+        let text = show(&other);
+        assert!(text.contains("os@1 was added without proof"), "{text}");
+    }
 }

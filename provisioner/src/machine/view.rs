@@ -6,9 +6,10 @@ use crate::clock::rfc3339;
 use crate::store::MachineRow;
 
 impl MachineRow {
-    /// What the API shows; `why` is the engine's sentence about what the machine waits for.
+    /// What the API shows; `why` is the engine's sentence about what the machine waits for,
+    /// `unproven` are its images without proof of their publisher.
     #[must_use]
-    pub fn view(self, why: String) -> MachineView {
+    pub fn view(self, why: String, unproven: Vec<String>) -> MachineView {
         let machine = self.machine;
         MachineView {
             name: machine.name,
@@ -33,6 +34,7 @@ impl MachineRow {
             disk: machine.disk,
             protected_disks: machine.protected_disks,
             image: machine.image,
+            unproven,
             workflow: machine.workflow,
             labels: machine.labels,
             run: self.active_run.or(self.last_run),

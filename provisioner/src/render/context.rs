@@ -75,6 +75,9 @@ pub struct ImageFacts {
     pub size: u64,
     /// SHA-256 of the raw disk, hex.
     pub sha256: String,
+    /// It was added without proof of its publisher.
+    #[serde(default)]
+    pub unproven: bool,
 }
 
 /// How the installed system reports that it booted.

@@ -154,6 +154,7 @@ fn every_built_in_template_renders_for_a_machine_without_leaking_the_token() {
         os: "debian".into(),
         size: 1,
         sha256: "aa".into(),
+        unproven: false,
     };
     let phone_home = PhoneHome {
         url: "https://10.77.0.1:8443/node/v1/phone-home".into(),

@@ -17,6 +17,7 @@ mod machines;
 mod migrations;
 mod runs;
 mod tokens;
+mod written;
 
 use std::path::Path;
 

@@ -67,6 +67,12 @@ pub fn check(workflow: &Workflow, subject: &Subject<'_>) -> Findings {
     if destructive {
         disks(subject, &mut findings);
     }
+    if let Some(image) = subject.image.filter(|image| image.unproven) {
+        findings.warnings.push(format!(
+            "image {}@{} was added without proof of its publisher",
+            image.name, image.version
+        ));
+    }
     let waits = main.iter().any(|s| s.uses == Action::WaitPhoneHome);
     if waits && !subject.token_used {
         findings.warnings.push(

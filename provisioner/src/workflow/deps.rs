@@ -104,6 +104,7 @@ impl ImageSource for Catalog {
                     os: image.os,
                     size: image.size,
                     sha256: image.sha256,
+                    unproven: image.proof.is_none(),
                 })),
                 Err(ImageError::NotFound(_)) => Ok(None),
                 Err(error) => Err(error.into()),

@@ -160,7 +160,7 @@ impl Engine {
         let event = Event::new(format!("{}pending", kind::RUN_PREFIX), &change.reason)
             .machine(&run.machine)
             .run(&id)
-            .data(serde_json::json!({ "workflow": run.workflow, "image": run.image }));
+            .data(created(&run, &plan));
         let told = store
             .insert_run(&run, &plan, &plan.rows(), &change, event)
             .await?;
@@ -496,4 +496,13 @@ pub(super) enum Next {
 
 pub(super) fn too_busy(run: &str) -> EngineError {
     EngineError::Internal(anyhow::anyhow!("run {run} changes too often to be changed"))
+}
+
+/// What the record says of a new run; an image without proof is named as such.
+fn created(run: &RunRow, plan: &super::run::RunPlan) -> serde_json::Value {
+    let mut data = serde_json::json!({ "workflow": run.workflow, "image": run.image });
+    if plan.image.as_ref().is_some_and(|image| image.unproven) {
+        data["unproven"] = true.into();
+    }
+    data
 }

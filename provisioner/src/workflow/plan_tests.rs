@@ -29,6 +29,7 @@ pub(super) fn image() -> ImageFacts {
         os: "debian".into(),
         size: 1 << 30,
         sha256: "aa11".into(),
+        unproven: false,
     }
 }
 
@@ -430,4 +431,32 @@ fn the_boot_device_is_the_steps_or_the_machines() {
     );
     let error = device("", Some("uefi-htp")).unwrap_err().to_string();
     assert!(error.contains("did you mean `uefi-http`?"), "{error}");
+}
+
+#[test]
+fn an_unproven_image_is_named_in_the_plan() {
+    let renderer = renderer();
+    let shown = |unproven| {
+        let image = ImageFacts {
+            unproven,
+            ..image()
+        };
+        prepare(Material {
+            machine: machine(),
+            state: MachineState::Registered,
+            inventory: None,
+            image: Some(image),
+            workflow: parse(&steps("  - uses: power-off\n")).unwrap(),
+            renderer: &renderer,
+            context: context(&machine()),
+        })
+        .unwrap()
+        .shown
+        .warnings
+    };
+    assert_eq!(shown(false), Vec::<String>::new());
+    assert_eq!(
+        shown(true),
+        ["image debian@12 was added without proof of its publisher"]
+    );
 }

@@ -162,6 +162,7 @@ impl ImageSource for World {
                 os: "debian".into(),
                 size: 1 << 20,
                 sha256: SHA.into(),
+                unproven: false,
             }))
         })
     }

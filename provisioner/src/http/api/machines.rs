@@ -167,7 +167,28 @@ pub(crate) fn file_name(headers: &HeaderMap, default: &str) -> String {
 
 async fn view(shared: &Shared, row: MachineRow) -> ApiResult<MachineView> {
     let why = shared.engine.why(&row.machine.name).await?;
-    Ok(row.view(why))
+    let unproven = unproven(shared, &row).await?;
+    Ok(row.view(why, unproven))
+}
+
+/// The machine's images without proof of their publisher: the one it should run, and the one
+/// that was last written to its disk, known even when it was removed since.
+async fn unproven(shared: &Shared, row: &MachineRow) -> ApiResult<Vec<String>> {
+    let mut found = Vec::new();
+    let assigned = row.machine.image.as_deref();
+    if let Some((name, version)) = assigned.and_then(|image| image.split_once('@')) {
+        let image = shared.store.image(name, version).await?;
+        let image = image.filter(|image| image.proof.is_none());
+        found.extend(image.map(|image| image.reference()));
+    }
+    let written = shared.store.written_image(&row.machine.name).await?;
+    found.extend(
+        written
+            .filter(|(_, unproven)| *unproven)
+            .map(|(name, _)| name),
+    );
+    found.dedup();
+    Ok(found)
 }
 
 impl From<ApplyError> for ApiError {
