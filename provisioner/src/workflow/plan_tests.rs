@@ -446,7 +446,7 @@ fn an_unproven_image_is_named_in_the_plan() {
             state: MachineState::Registered,
             inventory: None,
             image: Some(image),
-            workflow: parse(&steps("  - uses: power-off\n")).unwrap(),
+            workflow: parse(&steps("  - uses: netboot\n  - uses: power-off\n")).unwrap(),
             renderer: &renderer,
             context: context(&machine()),
         })

@@ -8,6 +8,7 @@
 mod faults;
 mod lab;
 mod memory;
+mod proofs;
 mod registry;
 mod sources;
 mod web;

@@ -59,7 +59,7 @@ impl Stage {
             ],
         })?;
         println!(
-            "$ anneal image add {IMAGE} {} --os {IMAGE_OS} --unproven",
+            "$ anneal image add {IMAGE} {0} --os {IMAGE_OS} --sha256 $(sha256sum {0} | cut -c-64)",
             shown(paths, &paths.image)
         );
         daemon.add_image(IMAGE, &paths.image, IMAGE_OS)?;

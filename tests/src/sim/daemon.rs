@@ -143,13 +143,19 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Puts a disk image into its store as `name@version`, unproven.
+    /// Puts a disk image into its store as `name@version`. Who built it is its publisher: its
+    /// digest is the proof.
     ///
     /// # Errors
     /// When it refuses.
     pub fn add_image(&self, reference: &str, file: &Path, os: &str) -> anyhow::Result<()> {
+        let told = tool::run(tool::command("sha256sum")?.arg(file))?;
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let digest = told.split(' ').next().unwrap_or_default();
         let file = file.to_string_lossy();
-        self.anneal(&["image", "add", reference, &file, "--os", os, "--unproven"])
-            .map(drop)
+        let words = [
+            "image", "add", reference, &file, "--os", os, "--sha256", digest,
+        ];
+        self.anneal(&words).map(drop)
     }
 }

@@ -20,6 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("sfdisk", "fdisk"),
+    ("sha256sum", "coreutils"),
     ("tc", "iproute2"),
     ("unshare", "util-linux"),
     ("virsh", "libvirt-clients"),

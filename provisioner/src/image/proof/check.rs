@@ -135,7 +135,8 @@ impl Checker {
                 )?;
                 bounded("the TUF target", target.len(), limit::NAME)?;
                 let _one_at_a_time = policy.tuf_lock().await;
-                let found = tuf::find(policy.tuf_dir(), root, metadata_url, target).await?;
+                let found =
+                    tuf::find(policy.tuf_dir(), policy.guard(), root, metadata_url, target).await?;
                 let length = Some(found.length);
                 self.expect(Algorithm::Sha256, found.sha256, length, found.proof)
             }

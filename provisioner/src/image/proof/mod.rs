@@ -44,15 +44,6 @@ pub fn view(proof: &Proof) -> ProofView {
     }
 }
 
-/// What the record says about an image's proof: who vouched for it, or that nobody did.
-#[must_use]
-pub fn record(proof: Option<&Proof>) -> serde_json::Value {
-    match proof {
-        Some(proof) => serde_json::json!({ "proof": proof }),
-        None => serde_json::json!({ "unproven": true }),
-    }
-}
-
 /// Bounds of evidence, in bytes. Real ones are far smaller; a request has 1 MiB in all.
 pub mod limit {
     /// A list of digests.

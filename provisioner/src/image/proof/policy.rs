@@ -8,6 +8,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::ProofError;
 use super::trust::Trusted;
+use crate::image::ingest::guard::Guard;
 use crate::settings::ImageSettings;
 
 /// The operator's rules about proofs.
@@ -18,6 +19,8 @@ pub struct Policy {
     tuf_dir: PathBuf,
     /// Held while a repository is looked at: `tough` keeps several files of it that belong together.
     tuf: Mutex<()>,
+    /// Where TUF metadata may be fetched from.
+    guard: Guard,
     /// None: whoever adds an image says whose key counts.
     trusted: Option<Trusted>,
 }
@@ -32,6 +35,9 @@ impl Policy {
             require_proof: settings.require_proof,
             tuf_dir,
             tuf: Mutex::default(),
+            guard: Guard {
+                allow_local: settings.allow_local_sources,
+            },
             trusted: Trusted::load(&settings.trusted_keys)?,
         })
     }
@@ -40,6 +46,11 @@ impl Policy {
     #[must_use]
     pub fn trusted(&self) -> Option<&Trusted> {
         self.trusted.as_ref()
+    }
+
+    /// Where TUF metadata may be fetched from.
+    pub(super) fn guard(&self) -> Guard {
+        self.guard
     }
 
     /// Held while a TUF repository is looked at.
@@ -93,6 +104,7 @@ mod tests {
             require_proof,
             tuf_dir: PathBuf::new(),
             tuf: Mutex::default(),
+            guard: Guard { allow_local: false },
             trusted: None,
         };
         let code = |require, proof: Option<&ProofRequest>, unproven, role| {

@@ -96,6 +96,7 @@ pub fn evidence(bytes: Vec<u8>) -> Evidence {
 pub fn policy(dir: &Path, trusted: &[PathBuf]) -> Policy {
     let settings = ImageSettings {
         trusted_keys: trusted.to_vec(),
+        allow_local_sources: true,
         ..ImageSettings::default()
     };
     Policy::load(&settings, dir.join("tuf")).unwrap()

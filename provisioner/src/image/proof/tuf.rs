@@ -24,6 +24,8 @@ use tough::{
 
 use super::openpgp::date;
 use super::{ProofError, limit};
+use crate::image::ingest::fetch::{self, Patience, Trouble, Web};
+use crate::image::ingest::guard::Guard;
 
 /// How long fetching all metadata of a repository may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -57,17 +59,19 @@ pub struct Target {
 /// has no such target.
 pub async fn find(
     state_dir: &Path,
+    guard: Guard,
     root: &str,
     metadata_url: &str,
     target: &str,
 ) -> Result<Target, ProofError> {
-    let url = Url::parse(metadata_url).ok();
-    let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let Some(url) = url else {
-        return Err(ProofError::Unusable(format!(
-            "\"{metadata_url}\" is not the address of TUF metadata: expected https://HOST/PATH/"
-        )));
-    };
+    let url = Url::parse(metadata_url).map_err(|error| {
+        ProofError::Unusable(format!(
+            "\"{metadata_url}\" is not the address of TUF metadata ({error}): expected https://HOST/PATH/"
+        ))
+    })?;
+    guard
+        .url(&url)
+        .map_err(|error| ProofError::Unusable(format!("TUF metadata: {error}")))?;
     let name = TargetName::new(target)
         .map_err(|error| ProofError::Unusable(format!("the TUF target: {error}")))?;
     let seen = state_dir.join(hex::encode(&Sha256::digest(url.as_str())[..16]));
@@ -75,10 +79,15 @@ pub async fn find(
         what: format!("what is known of the TUF repository {url}"),
         why: format!("creating {}: {error}", seen.display()),
     })?;
-    let transport = Http::new().map_err(|error| ProofError::Unreachable {
+    let web = fetch::client(guard, Patience::default(), None);
+    let web = web.map_err(|error| ProofError::Unreachable {
         what: url.to_string(),
         why: error.to_string(),
     })?;
+    let transport = Http {
+        web,
+        left: Arc::new(AtomicU64::new(MOST_METADATA)),
+    };
     let loading = RepositoryLoader::new(&root, url.clone(), url.clone())
         .transport(transport)
         .limits(LIMITS)
@@ -122,6 +131,14 @@ pub async fn find(
     })
 }
 
+/// Why a request failed.
+fn words(trouble: Trouble) -> String {
+    match trouble {
+        Trouble::Broken(text) => text,
+        Trouble::Fatal(error) => error.to_string(),
+    }
+}
+
 /// What went wrong, in the operator's words.
 fn told(url: &Url, error: TufError) -> ProofError {
     match error {
@@ -151,24 +168,11 @@ fn told(url: &Url, error: TufError) -> ProofError {
     }
 }
 
-/// Fetches metadata by HTTP, no more than [`MOST_METADATA`] in all.
+/// Fetches metadata by HTTP from where the daemon may fetch, no more than [`MOST_METADATA`] in all.
 #[derive(Debug, Clone)]
 struct Http {
-    client: reqwest::Client,
+    web: Web,
     left: Arc<AtomicU64>,
-}
-
-impl Http {
-    fn new() -> reqwest::Result<Self> {
-        let client = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(30))
-            .build()?;
-        Ok(Self {
-            client,
-            left: Arc::new(AtomicU64::new(MOST_METADATA)),
-        })
-    }
 }
 
 #[async_trait]
@@ -177,8 +181,10 @@ impl Transport for Http {
         let other = |url: &Url, cause: Box<dyn std::error::Error + Send + Sync>| {
             TransportError::new_with_cause(TransportErrorKind::Other, url.as_str(), cause)
         };
-        let answer = self.client.get(url.clone()).send().await;
-        let answer = answer.map_err(|error| other(&url, error.into()))?;
+        let request = self.web.get(url.clone());
+        let request = request.map_err(|trouble| other(&url, words(trouble).into()))?;
+        let answer = request.send().await.map_err(fetch::trouble);
+        let answer = answer.map_err(|trouble| other(&url, words(trouble).into()))?;
         // Object stores that do not let strangers list answer 403 for what does not exist.
         if matches!(
             answer.status(),
@@ -193,8 +199,7 @@ impl Transport for Http {
             .error_for_status()
             .map_err(|error| other(&url, error.into()))?;
         let left = self.left.clone();
-        // The stream must be Sync, which a body is not: pass it on through a channel's worth of
-        // one file; the caller stops reading at its own limit.
+        // Gathered first: the stream must be Sync, which a body is not.
         let mut body = answer.bytes_stream();
         let mut chunks = Vec::new();
         while let Some(chunk) = body.next().await {
