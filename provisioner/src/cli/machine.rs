@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(image(&machine(&["os@2"])), "os@2 (unproven)");
         let other = machine(&["os@1"]);
         assert_eq!(image(&other), "os@2 (on disk: os@1, unproven)");
-        assert!(list(&[other.clone()]).contains("on disk: os@1, unproven"));
+        assert!(list(std::slice::from_ref(&other)).contains("on disk: os@1, unproven"));
         let text = show(&other);
         assert!(text.contains("os@1 was added without proof"), "{text}");
     }

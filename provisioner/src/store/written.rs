@@ -10,7 +10,7 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn written_image(&self, machine: &str) -> Result<Option<(String, bool)>> {
+    pub async fn image_on_disk(&self, machine: &str) -> Result<Option<(String, bool)>> {
         let row = sqlx::query(
             "SELECT json_extract(plan, '$.image.name') || '@' || \
              json_extract(plan, '$.image.version') AS name, \
@@ -62,7 +62,7 @@ mod tests {
     async fn the_last_run_that_wrote_says_what_is_on_the_disk() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).await.unwrap();
-        let written = async || store.written_image("r1n1").await.unwrap();
+        let written = async || store.image_on_disk("r1n1").await.unwrap();
         assert_eq!(written().await, None);
         // Runs from before proofs were recorded say nothing of them.
         run(&store, "1", Some(("1", "")), true).await;
@@ -73,6 +73,6 @@ mod tests {
         run(&store, "3", Some(("3", r#","unproven":false"#)), false).await;
         run(&store, "4", None, false).await;
         assert_eq!(written().await, Some(("os@2".to_owned(), true)));
-        assert_eq!(store.written_image("r1n2").await.unwrap(), None);
+        assert_eq!(store.image_on_disk("r1n2").await.unwrap(), None);
     }
 }

@@ -115,6 +115,8 @@ impl Anneal {
             let mut command = std::process::Command::new(program);
             tool::run(command.env("ANNEAL_CONTEXT", &context).args(args))
         };
+        let digest = tool::run(tool::command("sha256sum")?.arg(&disk))?.stdout;
+        let digest = String::from_utf8_lossy(&digest);
         cli(&[
             "image",
             "add",
@@ -122,7 +124,8 @@ impl Anneal {
             &disk,
             "--os",
             "debian",
-            "--unproven",
+            "--sha256",
+            digest.split(' ').next().unwrap_or_default(),
         ])?;
         let shown = cli(&["image", "show", "bench@1", "-o", "json"])?.stdout;
         let shown: serde_json::Value = serde_json::from_slice(&shown)?;

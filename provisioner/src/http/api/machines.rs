@@ -181,7 +181,7 @@ async fn unproven(shared: &Shared, row: &MachineRow) -> ApiResult<Vec<String>> {
         let image = image.filter(|image| image.proof.is_none());
         found.extend(image.map(|image| image.reference()));
     }
-    let written = shared.store.written_image(&row.machine.name).await?;
+    let written = shared.store.image_on_disk(&row.machine.name).await?;
     found.extend(
         written
             .filter(|(_, unproven)| *unproven)
