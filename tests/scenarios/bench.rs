@@ -125,11 +125,24 @@ impl Bench {
     /// # Errors
     /// When something is missing or does not come up.
     pub fn set(work: &Path, image_mib: u64) -> anyhow::Result<Self> {
-        let daemon = daemon(work)?;
-        let api = daemon.api()?;
         let image = work.join("tiny.raw");
         make_image(&image, image_mib * MIB)?;
-        daemon.add_image(IMAGE, &image, "debian")?;
+        Self::with_image(work, &image, image_mib, &[])
+    }
+
+    /// Sets the scene with an image that is there, of so many MiB, added with more arguments.
+    ///
+    /// # Errors
+    /// When something is missing or does not come up.
+    pub fn with_image(
+        work: &Path,
+        image: &Path,
+        image_mib: u64,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
+        let daemon = daemon(work)?;
+        let api = daemon.api()?;
+        daemon.add_image_with(IMAGE, image, "debian", more)?;
         let inventory = work.join("inventory.yaml");
         std::fs::write(&inventory, inventory_text())?;
         daemon.anneal(&["apply", "-f", &inventory.to_string_lossy()])?;
@@ -138,7 +151,7 @@ impl Bench {
         let machine =
             DirectMachine::new(MACHINE, MAC, (image_mib + 16) * MIB, accel, &netboot, work)?;
         Ok(Self {
-            image_sha256: digest_of(&image)?,
+            image_sha256: digest_of(image)?,
             image_bytes: image_mib * MIB,
             daemon,
             api,

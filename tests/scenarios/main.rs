@@ -7,6 +7,7 @@
 
 mod bench;
 mod daemon_killed;
+mod drift;
 mod image_faults;
 mod machine_lost;
 mod refusals;
@@ -25,6 +26,7 @@ fn all() -> Vec<Scenario> {
     [
         machine_lost::SCENARIOS,
         daemon_killed::SCENARIOS,
+        drift::SCENARIOS,
         image_faults::SCENARIOS,
         unregistered::SCENARIOS,
         tokens::SCENARIOS,

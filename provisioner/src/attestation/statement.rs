@@ -51,7 +51,7 @@ pub fn drafts(s: &Snapshot, change: &Change, now: Millis) -> Vec<Draft> {
         .filter_map(|row| audit(s, change, row, now))
         .collect();
     // The last one is what the disk holds.
-    if let Some(row) = done(Action::StreamImage).last() {
+    if let Some(row) = done(Action::StreamImage).next_back() {
         drafts.extend(provision(s, change, row, now));
     }
     drafts

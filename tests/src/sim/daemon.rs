@@ -149,6 +149,20 @@ impl Daemon {
     /// # Errors
     /// When it refuses.
     pub fn add_image(&self, reference: &str, file: &Path, os: &str) -> anyhow::Result<()> {
+        self.add_image_with(reference, file, os, &[])
+    }
+
+    /// [`Self::add_image`] with more arguments.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn add_image_with(
+        &self,
+        reference: &str,
+        file: &Path,
+        os: &str,
+        more: &[&str],
+    ) -> anyhow::Result<()> {
         let told = tool::run(tool::command("sha256sum")?.arg(file))?;
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let digest = told.split(' ').next().unwrap_or_default();
@@ -156,6 +170,6 @@ impl Daemon {
         let words = [
             "image", "add", reference, &file, "--os", os, "--sha256", digest,
         ];
-        self.anneal(&words).map(drop)
+        self.anneal(&[&words, more].concat()).map(drop)
     }
 }
