@@ -11,7 +11,8 @@ CARGO_DENY=0.20.2
 SUSHY_TOOLS=2.2.0
 
 # package|why
-PACKAGES='
+PACKAGES=$(
+  cat <<'EOF'
 build-essential|C compiler and linker for SQLite, zstd and the TLS library
 pkg-config|build scripts of dependencies
 ca-certificates|TLS to package registries
@@ -58,7 +59,8 @@ gpg-agent|keeps gpg's keys
 gpgv|GnuPG's own verifier, beside ours in the tests
 docker-registry|an OCI registry in the tests
 minisign|minisign keys and signatures in the tests of proofs
-'
+EOF
+)
 
 say() { printf '%s\n' "setup: $*"; }
 die() { printf '%s\n' "setup: $*" >&2; exit 1; }
