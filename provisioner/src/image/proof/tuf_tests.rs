@@ -250,3 +250,18 @@ async fn another_publishers_repository_is_refused() {
     let told = check_by(&policy, &request, b"").await.unwrap_err();
     assert_eq!(told.code(), "image-proof-unreachable");
 }
+
+#[tokio::test]
+async fn metadata_is_not_fetched_from_the_daemons_own_host() {
+    let repository = Repository::new().await;
+    let root = repository.root("key", in_days(365)).await;
+    repository.publish(&root, "key", 1, in_days(2)).await;
+    let settings = crate::settings::ImageSettings::default();
+    let state = repository.publisher.path("state");
+    let strict = super::super::Policy::load(&settings, state).unwrap();
+    let request = repository.request(&root, "image.raw");
+    let told = check_by(&strict, &request, &image()).await.unwrap_err();
+    assert_eq!(told.code(), "image-proof-invalid");
+    let text = told.to_string();
+    assert!(text.contains("images.allow_local_sources"), "{text}");
+}
