@@ -10,6 +10,7 @@ mod daemon_killed;
 mod drift;
 mod image_faults;
 mod machine_lost;
+mod published;
 mod refusals;
 mod runner;
 mod start;
@@ -27,6 +28,7 @@ fn all() -> Vec<Scenario> {
         machine_lost::SCENARIOS,
         daemon_killed::SCENARIOS,
         drift::SCENARIOS,
+        published::SCENARIOS,
         image_faults::SCENARIOS,
         unregistered::SCENARIOS,
         tokens::SCENARIOS,
