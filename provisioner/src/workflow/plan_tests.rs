@@ -184,7 +184,7 @@ fn fills_in_defaults() {
 fn every_shipped_workflow_passes_for_a_machine() {
     let library = Library::new(None);
     let names = library.names();
-    assert_eq!(names, ["install-image", "inventory", "wipe"]);
+    assert_eq!(names, ["audit", "install-image", "inventory", "wipe"]);
     let renderer = renderer();
     for name in names {
         let workflow = library.load(&name, &renderer).unwrap();
@@ -228,7 +228,7 @@ fn the_folder_comes_before_what_is_built_in() {
         let error = library.load(name, &renderer()).unwrap_err().to_string();
         assert_eq!(
             error,
-            format!("there is no workflow `{name}`; there are: install-image, inventory, wipe")
+            format!("there is no workflow `{name}`; there are: audit, install-image, inventory, wipe")
         );
     }
 }
