@@ -53,7 +53,8 @@ impl Default for Limits {
             per_client: 16,
             total: 512,
             unanswered_per_client: 8,
-            unanswered: 256,
+            // A rack that is switched on asks all at once, and answers when it comes to it.
+            unanswered: 512,
             longest: Duration::from_secs(30 * 60),
         }
     }

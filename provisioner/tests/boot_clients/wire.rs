@@ -173,7 +173,7 @@ async fn fetch(client: Client, file: &str) -> Vec<u8> {
     let mut buffer = vec![0; 2_000];
     let mut tid = None;
     let (mut has, mut fetched) = (0_u16, Vec::new());
-    for _ in 0..10_000 {
+    for _ in 0..1_000 {
         match tid {
             None => client.ask(file, "blksize\x001468\0windowsize\x004\0").await,
             Some(tid) => {
