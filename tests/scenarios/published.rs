@@ -21,22 +21,24 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     run: published,
 }];
 
+/// Keys of the publisher; a scenario has a `/run` of its own.
+const GNUPG: &str = "/run/anneal-gnupg";
 /// Where the mirror listens: on the wire, not the daemon.
 const MIRROR: &str = "10.77.0.2";
 
 fn run(program: &str, args: &[&str], dir: &Path) -> anyhow::Result<Vec<u8>> {
     let mut command = tool::command(program)?;
     command.args(args).current_dir(dir);
-    // GnuPG keeps its keys and its agent's socket here.
-    command.env("GNUPGHOME", dir.join("gnupg"));
+    // GnuPG keeps its keys there, and its agent's socket, whose path must be short.
+    command.env("GNUPGHOME", GNUPG);
     Ok(tool::run(&mut command)?.stdout)
 }
 
 /// The raw disk as an xz file with a detached OpenPGP signature: `disk.xz`, its `.sig`, `pgp.key`.
 fn sign_with_openpgp(dir: &Path, raw: &Path) -> anyhow::Result<()> {
-    let home = dir.join("gnupg");
-    std::fs::create_dir_all(&home)?;
-    std::fs::set_permissions(&home, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    let home = Path::new(GNUPG);
+    std::fs::create_dir_all(home)?;
+    std::fs::set_permissions(home, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     let raw = raw.to_string_lossy();
     std::fs::write(dir.join("disk.xz"), run("xz", &["-0", "-c", &raw], dir)?)?;
     let quiet = [

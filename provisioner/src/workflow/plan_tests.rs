@@ -228,7 +228,9 @@ fn the_folder_comes_before_what_is_built_in() {
         let error = library.load(name, &renderer()).unwrap_err().to_string();
         assert_eq!(
             error,
-            format!("there is no workflow `{name}`; there are: audit, install-image, inventory, wipe")
+            format!(
+                "there is no workflow `{name}`; there are: audit, install-image, inventory, wipe"
+            )
         );
     }
 }
