@@ -453,7 +453,7 @@ mod tests {
                 "uses": "stream-image",
                 "image": "blake3:00",
                 "disk": { "hints": { "type": "nvme", "min_size": 1_000_000 }, "protected": [{ "serial": "S5" }] },
-                "verify": "full",
+                "verify": "full", "stall_timeout_ms": 300_000,
                 "options": { "delta": "off", "sources": ["http://10.77.0.1:8081/images/00/"], "memory": 64 }
             },
             "timeout_ms": 1_200_000
