@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anneal_image::PackError;
 use anneal_protocol::api::{IngestRequest, IngestSource, Problem};
 use anneal_protocol::time::Millis;
 use reqwest::Url;
@@ -178,8 +179,16 @@ pub(super) async fn run(
     };
     let sealing = async {
         let ended = seal(job, &request, tools, told, head, raw, proof).await;
-        // Told before the source is cut off on account of it.
-        let ended = ended.map_err(|error| failure.set(error));
+        // Told before the source is cut off on account of it, unless it only says that the source
+        // broke: whoever broke it knows why, and may not have told yet.
+        let ended = ended.map_err(|error| {
+            if is_consequence(&error) {
+                Some(error)
+            } else {
+                failure.set(error);
+                None
+            }
+        });
         sealed.cancel();
         ended
     };
@@ -189,10 +198,22 @@ pub(super) async fn run(
     {
         std::panic::resume_unwind(panic);
     }
-    ended.map_err(|()| {
-        let lost = || IngestError::Source("the source could not be read".to_owned());
-        failure.take().unwrap_or_else(lost)
+    ended.map_err(|rest| {
+        let lost = || IngestError::Source(UNREAD.to_owned());
+        failure.take().or(rest).unwrap_or_else(lost)
     })
+}
+
+/// What is said when nobody says more.
+const UNREAD: &str = "the source could not be read";
+
+/// Whether an error of sealing says no more than that its source ended before it should.
+fn is_consequence(error: &IngestError) -> bool {
+    match error {
+        IngestError::Source(text) => text == UNREAD,
+        IngestError::Image(ImageError::Pack(PackError::Read { .. })) => true,
+        _ => false,
+    }
 }
 
 async fn feed_from(
@@ -281,7 +302,7 @@ async fn seal(
     raw: pipe::Receiver,
     proof: ProofSlot,
 ) -> Result<ImageRecord, IngestError> {
-    let broke = || IngestError::Source("the source could not be read".to_owned());
+    let broke = || IngestError::Source(UNREAD.to_owned());
     let head = head.await.map_err(|_| broke())?;
     let mut names: Vec<&str> = told.names.iter().map(String::as_str).collect();
     names.extend(head.inner_name.as_deref());
