@@ -14,6 +14,8 @@ pub mod statement;
 use anneal_image::SigningKey;
 use anneal_protocol::time::Millis;
 
+use crate::workflow::run::RunRow;
+
 pub use dsse::{Envelope, EnvelopeError};
 pub use statement::Draft;
 
@@ -38,16 +40,9 @@ pub struct Attestation {
     pub envelope: String,
 }
 
-/// Signs drafts.
+/// Signs what is to be attested about a run.
 #[must_use]
-pub fn sign(
-    drafts: Vec<Draft>,
-    machine: &str,
-    run: &str,
-    image: Option<&str>,
-    key: &SigningKey,
-    now: Millis,
-) -> Vec<Attestation> {
+pub fn sign(drafts: Vec<Draft>, run: &RunRow, key: &SigningKey, now: Millis) -> Vec<Attestation> {
     drafts
         .into_iter()
         .map(|draft| {
@@ -56,9 +51,9 @@ pub fn sign(
             Attestation {
                 id: uuid::Uuid::now_v7().to_string(),
                 kind: draft.kind.to_owned(),
-                machine: machine.to_owned(),
-                run: run.to_owned(),
-                image: image.map(str::to_owned),
+                machine: run.machine.clone(),
+                run: run.id.clone(),
+                image: run.image.clone(),
                 summary: draft.summary,
                 created_at: now,
                 envelope: serde_json::json!(envelope).to_string(),

@@ -10,7 +10,6 @@
 
 use anneal_protocol::agent::StreamResult;
 use anneal_protocol::audit::AuditResult;
-use anneal_protocol::time::Millis;
 use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
@@ -37,7 +36,7 @@ pub struct Draft {
 
 /// What is to be attested when a run changes so: nothing, unless it just succeeded.
 #[must_use]
-pub fn drafts(s: &Snapshot, change: &Change, now: Millis) -> Vec<Draft> {
+pub fn drafts(s: &Snapshot, change: &Change) -> Vec<Draft> {
     use crate::workflow::RunState;
     if !s.run.state.is_active() || change.run.state != RunState::Succeeded {
         return Vec::new();
@@ -48,16 +47,16 @@ pub fn drafts(s: &Snapshot, change: &Change, now: Millis) -> Vec<Draft> {
         })
     };
     let mut drafts: Vec<Draft> = done(Action::AuditDisk)
-        .filter_map(|row| audit(s, change, row, now))
+        .filter_map(|row| audit(s, change, row))
         .collect();
     // The last one is what the disk holds.
     if let Some(row) = done(Action::StreamImage).next_back() {
-        drafts.extend(provision(s, change, row, now));
+        drafts.extend(provision(s, change, row));
     }
     drafts
 }
 
-fn audit(s: &Snapshot, change: &Change, row: &StepRow, now: Millis) -> Option<Draft> {
+fn audit(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
     let output = row.output.clone()?;
     let result: AuditResult = serde_json::from_value(output.clone()).ok()?;
     let drifted = result.regions.iter().filter(|region| region.drifted);
@@ -75,7 +74,7 @@ fn audit(s: &Snapshot, change: &Change, row: &StepRow, now: Millis) -> Option<Dr
             AUDIT,
             json!({
                 "machine": machine(s),
-                "run": run(s, change, now),
+                "run": run(s, change),
                 "image": image(s),
                 "verdict": if result.drifted { "drifted" } else { "as-sealed" },
                 "audit": output,
@@ -84,7 +83,7 @@ fn audit(s: &Snapshot, change: &Change, row: &StepRow, now: Millis) -> Option<Dr
     })
 }
 
-fn provision(s: &Snapshot, change: &Change, row: &StepRow, now: Millis) -> Option<Draft> {
+fn provision(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
     let output = row.output.clone()?;
     let result: StreamResult = serde_json::from_value(output.clone()).ok()?;
     let node = s
@@ -100,7 +99,7 @@ fn provision(s: &Snapshot, change: &Change, row: &StepRow, now: Millis) -> Optio
             PROVISION,
             json!({
                 "machine": machine(s),
-                "run": run(s, change, now),
+                "run": run(s, change),
                 "image": image(s),
                 "written": output,
                 "steps": steps(change),
@@ -131,13 +130,13 @@ fn machine(s: &Snapshot) -> Value {
     json!({ "name": machine.name, "macs": macs })
 }
 
-fn run(s: &Snapshot, change: &Change, now: Millis) -> Value {
+fn run(s: &Snapshot, change: &Change) -> Value {
     json!({
         "id": s.run.id,
         "workflow": s.run.workflow,
         "requested_by": s.run.requested_by,
         "started_at": rfc3339(s.run.created_at),
-        "finished_at": rfc3339(change.run.finished_at.unwrap_or(now)),
+        "finished_at": change.run.finished_at.map(rfc3339),
     })
 }
 

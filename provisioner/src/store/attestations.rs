@@ -72,23 +72,6 @@ impl Store {
             .map(|row| row.as_ref().map(row_of))
             .map_err(during("reading an attestation"))
     }
-
-    /// Id of the image that was last written to a machine's disk.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn written_image(&self, machine: &str) -> Result<Option<String>> {
-        sqlx::query_scalar(
-            "SELECT r.image FROM runs r JOIN steps s ON s.run = r.id \
-             WHERE r.machine = $1 AND s.uses = 'stream-image' AND s.state = 'succeeded' \
-             ORDER BY r.id DESC LIMIT 1",
-        )
-        .bind(machine)
-        .fetch_optional(&self.reader)
-        .await
-        .map(Option::flatten)
-        .map_err(during("looking for the image of a machine"))
-    }
 }
 
 fn row_of(row: &SqliteRow) -> Attestation {

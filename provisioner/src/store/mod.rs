@@ -29,6 +29,7 @@ pub use events::{EventRow, Sighting};
 pub use leases::{Lease, LeaseChange, LeaseState};
 pub use machines::{ApplyError, HistoryRow, MachineRow};
 pub use runs::MachineChange;
+pub use written::OnDisk;
 
 /// Why a question to the store has no answer.
 #[derive(Debug, thiserror::Error)]

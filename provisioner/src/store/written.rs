@@ -4,15 +4,25 @@ use sqlx::Row;
 
 use super::{Result, Store, during};
 
+/// An image on a machine's disk, as it was when it was written; it may be gone from the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Its id.
+    pub id: String,
+    /// `name@version`.
+    pub reference: String,
+    /// It was added without proof of its publisher.
+    pub unproven: bool,
+}
+
 impl Store {
-    /// The image that was last written to the machine's disk, or begun to be, as `name@version`,
-    /// and whether it was added without proof of its publisher.
+    /// The image that was last written to the machine's disk, or begun to be.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn image_on_disk(&self, machine: &str) -> Result<Option<(String, bool)>> {
+    pub async fn image_on_disk(&self, machine: &str) -> Result<Option<OnDisk>> {
         let row = sqlx::query(
-            "SELECT json_extract(plan, '$.image.name') || '@' || \
+            "SELECT image, json_extract(plan, '$.image.name') || '@' || \
              json_extract(plan, '$.image.version') AS name, \
              COALESCE(json_extract(plan, '$.image.unproven'), 0) AS unproven \
              FROM runs r WHERE machine = $1 AND image IS NOT NULL AND EXISTS \
@@ -23,7 +33,11 @@ impl Store {
         .fetch_optional(&self.reader)
         .await
         .map_err(during("reading what was last written"))?;
-        Ok(row.map(|row| (row.get("name"), row.get::<i64, _>("unproven") != 0)))
+        Ok(row.map(|row| OnDisk {
+            id: row.get("image"),
+            reference: row.get("name"),
+            unproven: row.get::<i64, _>("unproven") != 0,
+        }))
     }
 }
 
@@ -63,16 +77,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).await.unwrap();
         let written = async || store.image_on_disk("r1n1").await.unwrap();
+        let found = |reference: &str, unproven| {
+            Some(OnDisk {
+                id: "blake3:00".to_owned(),
+                reference: reference.to_owned(),
+                unproven,
+            })
+        };
         assert_eq!(written().await, None);
         // Runs from before proofs were recorded say nothing of them.
         run(&store, "1", Some(("1", "")), true).await;
-        assert_eq!(written().await, Some(("os@1".to_owned(), false)));
+        assert_eq!(written().await, found("os@1", false));
         run(&store, "2", Some(("2", r#","unproven":true"#)), true).await;
-        assert_eq!(written().await, Some(("os@2".to_owned(), true)));
+        assert_eq!(written().await, found("os@2", true));
         // One that never began to write, and one without image, change nothing.
         run(&store, "3", Some(("3", r#","unproven":false"#)), false).await;
         run(&store, "4", None, false).await;
-        assert_eq!(written().await, Some(("os@2".to_owned(), true)));
+        assert_eq!(written().await, found("os@2", true));
         assert_eq!(store.image_on_disk("r1n2").await.unwrap(), None);
     }
 }

@@ -6,22 +6,9 @@ use serde_json::Value;
 use super::StartRun;
 use super::rack::{MACHINE, Rack};
 use super::run::RunState;
+use super::tests::INSTALL;
 use crate::attestation::statement::{AUDIT, PROVISION, STATEMENT};
 use crate::attestation::{Attestation, Envelope};
-
-const INSTALL: &str = r#"
-name: install-image
-timeout: 10m
-steps:
-  - { uses: netboot, timeout: 1m, retry_delay: 10ms }
-  - { name: write, uses: stream-image, timeout: 1m, retry_delay: 10ms }
-  - name: user-data
-    uses: write-file
-    retry_delay: 10ms
-    with: { partition: { label: CIDATA }, path: /user-data, contents: "{{ render(image.os ~ '/user-data') }}" }
-  - { uses: reboot, timeout: 1m, retry_delay: 10ms }
-  - { uses: wait-phone-home, timeout: 1m }
-"#;
 
 async fn attested(rack: &Rack) -> Vec<Attestation> {
     let all = rack

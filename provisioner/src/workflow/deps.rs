@@ -84,8 +84,6 @@ pub trait ImageSource: Debug + Send + Sync {
         reference: &'a str,
         id: &'a str,
     ) -> Boxed<'a, anyhow::Result<Vec<String>>>;
-    /// A name of the image with this id; `None` when it is not in the catalog any more.
-    fn reference_of<'a>(&'a self, id: &'a str) -> Boxed<'a, anyhow::Result<Option<String>>>;
     /// The daemon's key, for statements.
     fn signing_key(&self) -> SigningKey;
 }
@@ -123,14 +121,6 @@ impl ImageSource for Catalog {
                 Ok(_) | Err(ImageError::NotFound(_)) => Ok(Vec::new()),
                 Err(error) => Err(error.into()),
             }
-        })
-    }
-
-    fn reference_of<'a>(&'a self, id: &'a str) -> Boxed<'a, anyhow::Result<Option<String>>> {
-        Box::pin(async move {
-            let images = self.list().await?;
-            let image = images.iter().find(|image| image.id == id);
-            Ok(image.map(crate::image::ImageRecord::reference))
         })
     }
 

@@ -23,7 +23,7 @@ use crate::attestation;
 use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::machine::apply::needed_by_run;
-use crate::store::{MachineChange, StoreError};
+use crate::store::{MachineChange, OnDisk, StoreError};
 
 /// How often a change that somebody else made first is tried again.
 pub(super) const TRIES: usize = 50;
@@ -188,11 +188,11 @@ impl Engine {
             .or(row.machine.workflow.as_deref())
             .unwrap_or(library::DEFAULT);
         let workflow = self.inner.library.load(name, &deps.renderer)?;
-        let written = self.written_image(request, &workflow).await?;
+        let written = self.to_audit(request, &workflow).await?;
         let wanted = request
             .image
             .as_deref()
-            .or(written.as_deref())
+            .or(written.as_ref().map(|image| image.reference.as_str()))
             .or(row.machine.image.as_deref());
         let image = match wanted.filter(|_| needs_image(&workflow)) {
             None => None,
@@ -201,6 +201,8 @@ impl Engine {
                     .resolve_image(reference)
                     .await
                     .map_err(StartError::Internal)?
+                    // A name that was removed and given anew is another image.
+                    .filter(|image| written.as_ref().is_none_or(|there| there.id == image.id))
                     .ok_or_else(|| StartError::ImageMissing(reference.to_owned()))?,
             ),
         };
@@ -218,23 +220,16 @@ impl Engine {
 
     /// What an audit compares with unless it is told: the image that was last written, whatever
     /// the inventory wants by now.
-    async fn written_image(
+    async fn to_audit(
         &self,
         request: &StartRun,
         workflow: &super::plan::Workflow,
-    ) -> Result<Option<String>, StartError> {
+    ) -> Result<Option<OnDisk>, StoreError> {
         if request.image.is_some() || !only_audits(workflow) {
             return Ok(None);
         }
-        let deps = &self.inner.deps;
-        let Some(id) = deps.store.written_image(&request.machine).await? else {
-            return Ok(None);
-        };
-        let reference = deps.images.reference_of(&id).await;
-        match reference.map_err(StartError::Internal)? {
-            Some(reference) => Ok(Some(reference)),
-            None => Err(StartError::ImageMissing(id)),
-        }
+        let store = &self.inner.deps.store;
+        store.image_on_disk(&request.machine).await
     }
 
     /// Stops a run at once. The agent is told at its next call; power stays as it is.
@@ -373,26 +368,14 @@ impl Engine {
             .collect();
         let machine = engine::machine_change(s, change);
         let deps = &self.inner.deps;
-        let attested = attestation::sign(
-            attestation::statement::drafts(s, change, now()),
-            &s.run.machine,
-            &s.run.id,
-            s.run.image.as_deref(),
-            &deps.images.signing_key(),
-            now(),
-        );
+        let at = now();
+        let drafts = attestation::statement::drafts(s, change);
+        let attested = attestation::sign(drafts, &s.run, &deps.images.signing_key(), at);
         let mut events = record::events(s, change);
         events.extend(attested.iter().map(record::attested));
         let stored = deps
             .store
-            .update_run(
-                &change.run,
-                &steps,
-                machine.as_ref(),
-                &attested,
-                events,
-                now(),
-            )
+            .update_run(&change.run, &steps, machine.as_ref(), &attested, events, at)
             .await;
         let told = match stored {
             Ok(told) => told,

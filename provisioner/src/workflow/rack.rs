@@ -171,10 +171,6 @@ impl ImageSource for World {
         Box::pin(async { Ok(vec!["http://192.0.2.7/data.zst".to_owned()]) })
     }
 
-    fn reference_of<'a>(&'a self, id: &'a str) -> Boxed<'a, anyhow::Result<Option<String>>> {
-        Box::pin(async move { Ok((id == "blake3:11").then(|| "debian@12".to_owned())) })
-    }
-
     fn signing_key(&self) -> SigningKey {
         SigningKey::from_seed(&[5; 32])
     }

@@ -10,7 +10,7 @@ use anneal_protocol::machine::MachineState;
 use super::rack::{MACHINE, Rack};
 use super::run::{RunState, StepState};
 
-const INSTALL: &str = r#"
+pub(super) const INSTALL: &str = r#"
 name: install-image
 timeout: 10m
 steps:

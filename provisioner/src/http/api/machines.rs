@@ -182,11 +182,8 @@ async fn unproven(shared: &Shared, row: &MachineRow) -> ApiResult<Vec<String>> {
         found.extend(image.map(|image| image.reference()));
     }
     let written = shared.store.image_on_disk(&row.machine.name).await?;
-    found.extend(
-        written
-            .filter(|(_, unproven)| *unproven)
-            .map(|(name, _)| name),
-    );
+    let written = written.filter(|image| image.unproven);
+    found.extend(written.map(|image| image.reference));
     found.dedup();
     Ok(found)
 }
