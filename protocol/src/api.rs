@@ -14,8 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{Inventory, Progress};
 use crate::disk::{DiskHints, ProtectedDisk};
-use crate::machine::{Mac, MachineState};
+use crate::machine::MachineState;
+use crate::node::NodeConfig;
 
+pub use crate::node::{Bond, ExtraFile, Nic, Registry, Vlan};
 pub use image::{
     AddMirror, AddedMirror, CollectRequest, CollectView, CollectedImage, ImageKeyView, ImageView,
     ResignView, VerifyView,
@@ -44,20 +46,6 @@ pub struct Problem {
     pub code: String,
     /// What happened here, and what to do next.
     pub detail: String,
-}
-
-/// A network card of a machine in the inventory.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Nic {
-    /// Ethernet address, unique in the inventory.
-    pub mac: Mac,
-    /// IPv4 address with prefix length, `10.77.0.11/24`, unique in the inventory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// The machine boots over this card.
-    #[serde(default)]
-    pub boot: bool,
 }
 
 /// A BMC as shown: the password stays where it is.
@@ -112,6 +100,9 @@ pub struct MachineView {
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the installed system is told.
+    #[serde(flatten)]
+    pub config: NodeConfig,
     /// The active run, or else the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,

@@ -2,7 +2,7 @@
 //!
 //! Owns: the messages of the agent protocol ([`agent`]), the kernel command line handed to the
 //! agent ([`cmdline`]), what an image is written with ([`stream`]), the operator's HTTP API ([`api`]), DHCP on the wire ([`dhcpv4`]) and the
-//! words they share ([`machine`], [`disk`], [`time`]).
+//! words they share ([`machine`], [`node`], [`net`], [`disk`], [`time`]).
 //!
 //! Invariants: types only. Nothing here reads a socket, a file or a clock, and no type depends on
 //! how it is stored.
@@ -16,5 +16,7 @@ pub mod cmdline;
 pub mod dhcpv4;
 pub mod disk;
 pub mod machine;
+pub mod net;
+pub mod node;
 pub mod stream;
 pub mod time;

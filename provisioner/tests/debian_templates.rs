@@ -1,7 +1,6 @@
 //! The built-in templates for Debian, rendered for an example machine.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -14,12 +13,12 @@ const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB+A/=\n-----END CERTIFICATE---
 
 fn render(template: &str) -> String {
     let nic = |mac: &str, address: Option<&str>, boot| Nic {
-        mac: mac.parse().unwrap(),
         address: address.map(|ip| Cidr {
             ip: ip.parse().unwrap(),
             prefix: 24,
         }),
         boot,
+        ..Nic::new(mac.parse().unwrap())
     };
     let machine = Machine {
         name: "r1n1".into(),
@@ -34,7 +33,7 @@ fn render(template: &str) -> String {
         protected_disks: vec![],
         image: None,
         workflow: None,
-        labels: BTreeMap::new(),
+        ..Machine::default()
     };
     let image = ImageFacts {
         id: "blake3:00ff".into(),

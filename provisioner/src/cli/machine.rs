@@ -1,7 +1,12 @@
 //! `anneal machine …`
 
+use std::net::Ipv4Addr;
+
 use anneal_protocol::agent::Inventory;
 use anneal_protocol::api::MachineView;
+use anneal_protocol::machine::Mac;
+use anneal_protocol::net::Cidr;
+use anneal_protocol::node::{Nic, NodeConfig};
 use clap::Subcommand;
 
 use super::client::Client;
@@ -67,7 +72,11 @@ fn list(machines: &[MachineView]) -> String {
             &machine.state.to_string(),
             cell(machine.rack.as_deref()),
             cell(machine.role.as_deref()),
-            cell(nic.and_then(|nic| nic.address.as_deref())),
+            cell(
+                nic.and_then(|nic| nic.address)
+                    .map(|a| a.to_string())
+                    .as_deref(),
+            ),
             &image(machine),
             cell(os),
         ]);
@@ -100,10 +109,9 @@ pub(super) fn show(machine: &MachineView) -> String {
     fact("rack", machine.rack.clone());
     fact("role", machine.role.clone());
     for nic in &machine.nics {
-        let address = cell(nic.address.as_deref());
-        let boot = if nic.boot { " (boots)" } else { "" };
-        fact("nic", Some(format!("{} {address}{boot}", nic.mac)));
+        fact("nic", Some(card(nic)));
     }
+    system(&machine.config, &mut fact);
     fact(
         "bmc",
         Some(machine.bmc.as_ref().map_or_else(
@@ -137,6 +145,78 @@ pub(super) fn show(machine: &MachineView) -> String {
     }
     fact("changed", Some(machine.updated_at.clone()));
     format!("{}: {}\n{table}", machine.name, printable(&machine.why))
+}
+
+fn card(nic: &Nic) -> String {
+    let name = nic.name.as_ref().map(|name| format!("{name} "));
+    let mut text = name.unwrap_or_default() + &nic.mac.to_string();
+    text += &link(nic.address, nic.gateway, nic.mtu);
+    if nic.boot {
+        text += " (boots)";
+    }
+    text
+}
+
+/// Address, gateway and packet size, as far as they are given.
+fn link(address: Option<Cidr>, gateway: Option<Ipv4Addr>, mtu: Option<u16>) -> String {
+    let mut text = format!(" {}", cell(address.map(|a| a.to_string()).as_deref()));
+    if let Some(gateway) = gateway {
+        text += &format!(" via {gateway}");
+    }
+    if let Some(mtu) = mtu {
+        text += &format!(", mtu {mtu}");
+    }
+    text
+}
+
+/// What the installed system is told.
+fn system(config: &NodeConfig, fact: &mut impl FnMut(&str, Option<String>)) {
+    let listed = |list: &[String]| Some(list.join(" ")).filter(|text| !text.is_empty());
+    for bond in &config.bonds {
+        let macs: Vec<String> = bond.macs.iter().map(Mac::to_string).collect();
+        let link = link(bond.address, bond.gateway, bond.mtu);
+        let (name, mode) = (&bond.name, &bond.mode);
+        fact(
+            "bond",
+            Some(format!("{name} {mode} of {}{link}", macs.join(" "))),
+        );
+    }
+    for vlan in &config.vlans {
+        let link = link(vlan.address, vlan.gateway, None);
+        let name = vlan.name.as_ref().map(|name| format!(" {name}"));
+        let name = name.unwrap_or_default();
+        fact(
+            "vlan",
+            Some(format!("{} on {}{name}{link}", vlan.id, vlan.parent)),
+        );
+    }
+    fact("host name", config.hostname.clone());
+    fact("dns", listed(&config.dns));
+    fact("search", listed(&config.search));
+    fact("ntp", listed(&config.ntp));
+    for key in &config.ssh_keys {
+        fact("ssh key", Some(printable(key)));
+    }
+    fact("kernel args", listed(&config.kernel_args));
+    for (key, value) in &config.node_labels {
+        fact("node label", Some(format!("{key}={value}")));
+    }
+    fact("node taints", listed(&config.node_taints));
+    for file in &config.files {
+        let size = time::bytes(file.contents.len() as u64);
+        let mode = file.mode.as_deref().unwrap_or("0644");
+        fact("file", Some(format!("{} {mode}, {size}", file.path)));
+    }
+    for registry in &config.registries {
+        let ca = if registry.ca.is_some() {
+            " with its own CA"
+        } else {
+            ""
+        };
+        let mirrors = registry.mirrors.join(" ");
+        fact("registry", Some(format!("{}{ca} {mirrors}", registry.host)));
+    }
+    fact("cluster", config.cluster.clone());
 }
 
 fn hardware(inventory: &Inventory, fact: &mut impl FnMut(&str, Option<String>)) {

@@ -70,16 +70,17 @@ pub fn entry(machine: &Machine) -> Value {
     put("image", json!(machine.image));
     put("workflow", json!(machine.workflow));
     put("labels", json!(machine.labels));
+    // Written as it is stored: absent parts are left out.
+    if let Value::Object(config) = json!(machine.config) {
+        entry.extend(config);
+    }
     Value::Object(entry)
 }
 
 fn nic(nic: &super::Nic) -> Value {
-    let mut entry = json!({ "mac": nic.mac });
-    if let Some(address) = nic.address {
-        entry["address"] = json!(address.to_string());
-    }
-    if nic.boot {
-        entry["boot"] = json!(true);
+    let mut entry = json!(nic);
+    if let (false, Some(entry)) = (nic.boot, entry.as_object_mut()) {
+        entry.remove("boot");
     }
     entry
 }

@@ -3,9 +3,6 @@
 //! Pure functions from text to value. A refusal says what was expected; the caller adds the
 //! place. Not here: rules between fields (`file`) or between machines (`store`).
 
-use std::net::Ipv4Addr;
-use std::str::FromStr;
-
 use anneal_protocol::machine::Mac;
 
 use super::Cidr;
@@ -54,7 +51,9 @@ pub fn mac(text: &str) -> Result<Mac, Refusal> {
 /// # Errors
 /// Says what is wrong: no address, no prefix, or not the address of a host.
 pub fn host_address(text: &str) -> Result<Cidr, Refusal> {
-    let cidr: Cidr = text.parse()?;
+    let cidr: Cidr = text
+        .parse()
+        .map_err(|error: anneal_protocol::net::CidrError| error.to_string())?;
     let ip = cidr.ip;
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.octets()[0] >= 240 {
         return Err(format!("{ip} is not an address that a machine can have"));
@@ -73,49 +72,6 @@ pub fn host_address(text: &str) -> Result<Cidr, Refusal> {
         }
     }
     Ok(cidr)
-}
-
-impl Cidr {
-    fn mask(self) -> u32 {
-        u32::MAX
-            .checked_shl(32 - u32::from(self.prefix))
-            .unwrap_or(0)
-    }
-
-    /// First address of the network.
-    #[must_use]
-    pub fn network(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.ip.to_bits() & self.mask())
-    }
-
-    /// Last address of the network.
-    #[must_use]
-    pub fn broadcast(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.ip.to_bits() | !self.mask())
-    }
-
-    /// Whether `other` is in the same network.
-    #[must_use]
-    pub fn contains(self, other: Ipv4Addr) -> bool {
-        other.to_bits() & self.mask() == self.ip.to_bits() & self.mask()
-    }
-}
-
-impl FromStr for Cidr {
-    type Err = Refusal;
-
-    fn from_str(text: &str) -> Result<Self, Refusal> {
-        let bad = || {
-            format!("\"{text}\" is not an address with its prefix length: expected 10.77.0.11/24")
-        };
-        let (ip, prefix) = text.split_once('/').ok_or_else(bad)?;
-        let ip = ip.parse().map_err(|_| bad())?;
-        let digits = prefix.bytes().all(|b| b.is_ascii_digit());
-        match prefix.parse() {
-            Ok(prefix @ 1..=32) if digits => Ok(Self { ip, prefix }),
-            _ => Err(bad()),
-        }
-    }
 }
 
 /// Units of sizes.

@@ -37,6 +37,8 @@ pub struct Described {
     pub name_at: Location,
     /// Where MAC and address of each card are, in the order of `machine.nics`.
     pub nics_at: Vec<NicPlace>,
+    /// Addresses of bonds and VLANs that are not those of cards, and where they are.
+    pub addresses_at: Vec<(Ipv4Addr, Location)>,
     /// Where the path of the BMC's password is.
     pub password_at: Option<Location>,
 }
@@ -48,6 +50,22 @@ pub struct NicPlace {
     pub mac: Location,
     /// The address, or the MAC when there is none.
     pub address: Location,
+}
+
+impl Described {
+    /// The MACs of its cards, and where they are.
+    pub(crate) fn macs(&self) -> impl Iterator<Item = (Mac, Location)> {
+        let cards = self.machine.nics.iter().zip(&self.nics_at);
+        cards.map(|(nic, place)| (nic.mac, place.mac))
+    }
+
+    /// Its addresses, and where they are; those of cards that a bond takes over once.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (Ipv4Addr, Location)> {
+        let cards = self.machine.nics.iter().zip(&self.nics_at);
+        cards
+            .filter_map(|(nic, place)| Some((nic.address?.ip, place.address)))
+            .chain(self.addresses_at.iter().copied())
+    }
 }
 
 impl Inventory {
@@ -155,19 +173,20 @@ pub fn with_absolute_paths(
     out
 }
 
-struct Reader<'a> {
+/// Reads the entries of one file.
+pub(super) struct Reader<'a> {
     file: &'a str,
 }
 
-type Checked<T> = Result<T, YamlError>;
+pub(super) type Checked<T> = Result<T, YamlError>;
 
 impl Reader<'_> {
-    fn refuse<T>(&self, place: Location, message: impl Into<String>) -> Checked<T> {
+    pub(super) fn refuse<T>(&self, place: Location, message: impl Into<String>) -> Checked<T> {
         Err(YamlError::at(self.file, place, message))
     }
 
     /// Checks a value with a function of `check` and keeps its place in the refusal.
-    fn value<T>(
+    pub(super) fn value<T>(
         &self,
         value: &Spanned<String>,
         check: impl FnOnce(&str) -> Result<T, check::Refusal>,
@@ -187,6 +206,7 @@ impl Reader<'_> {
     fn machine(&self, entry: MachineEntry) -> Checked<Described> {
         self.value(&entry.name, check::name)?;
         let (nics, nics_at) = self.nics(&entry.nics)?;
+        let (config, addresses_at) = self.node(&entry, &nics)?;
         let password_at = entry
             .bmc
             .as_ref()
@@ -211,6 +231,7 @@ impl Reader<'_> {
             file: self.file.to_owned(),
             name_at: entry.name.referenced,
             nics_at,
+            addresses_at,
             password_at,
             machine: Machine {
                 name: entry.name.value,
@@ -223,6 +244,7 @@ impl Reader<'_> {
                 image: entry.image.map(|image| image.value),
                 workflow: entry.workflow.map(|workflow| workflow.value),
                 labels: self.labels(entry.labels)?,
+                config,
             },
         })
     }
@@ -249,13 +271,14 @@ impl Reader<'_> {
                 }
                 boots = true;
             }
+            let mac = self.value(&entry.mac, check::mac)?;
+            let (address, gateway) = self.route(entry.address.as_ref(), entry.gateway.as_ref())?;
             nics.push(Nic {
-                mac: self.value(&entry.mac, check::mac)?,
-                address: entry
-                    .address
-                    .as_ref()
-                    .map(|address| self.value(address, check::host_address))
-                    .transpose()?,
+                mac,
+                address,
+                gateway,
+                mtu: self.mtu(entry.mtu.as_ref())?,
+                name: entry.name.as_ref().map(|name| name.value.clone()),
                 boot: boot.is_some(),
             });
             let mac = entry.mac.referenced;
@@ -453,16 +476,16 @@ fn no_duplicates(machines: &[Described]) -> Checked<()> {
             let told = format!("machine {name} is described twice, first {first}");
             return refuse(described.name_at, told);
         }
-        for (nic, place) in described.machine.nics.iter().zip(&described.nics_at) {
-            if let Some((holder, first)) = macs.insert(nic.mac, (name, (file, place.mac))) {
-                let told = taken(&format!("MAC {}", nic.mac), holder);
-                return refuse(place.mac, format!("{told}, {}", shown(first, file)));
+        for (mac, place) in described.macs() {
+            if let Some((holder, first)) = macs.insert(mac, (name, (file, place))) {
+                let told = taken(&format!("MAC {mac}"), holder);
+                return refuse(place, format!("{told}, {}", shown(first, file)));
             }
-            let Some(address) = nic.address else { continue };
-            let at = (name, (file, place.address));
-            if let Some((holder, first)) = addresses.insert(address.ip, at) {
-                let told = taken(&format!("address {}", address.ip), holder);
-                return refuse(place.address, format!("{told}, {}", shown(first, file)));
+        }
+        for (address, place) in described.addresses() {
+            if let Some((holder, first)) = addresses.insert(address, (name, (file, place))) {
+                let told = taken(&format!("address {address}"), holder);
+                return refuse(place, format!("{told}, {}", shown(first, file)));
             }
         }
     }

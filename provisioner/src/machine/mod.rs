@@ -1,26 +1,31 @@
 //! The inventory: what a machine is, as its owner described it.
 //!
 //! Owns: the [`Machine`] record, how it is written in files (`file`), how two of them differ
-//! (`apply`), and the snapshot of it that protocol servers look at.
+//! (`apply`), what the installed system is told (`node`), and the snapshot of it that protocol servers look at.
 //!
 //! Not here: what a machine is doing (that is a run, see `workflow`).
 
 pub mod apply;
 pub mod check;
 pub mod file;
+mod node;
 mod view;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
 
 use anneal_protocol::disk::{DiskHints, DiskSelector, ProtectedDisk};
 use anneal_protocol::machine::Mac;
+use anneal_protocol::node::NodeConfig;
 use serde::{Deserialize, Serialize};
 
+pub use anneal_protocol::net::Cidr;
+pub use anneal_protocol::node::Nic;
+
 /// A machine as described in the inventory. Stored as JSON; see `machine/file.rs` for the YAML.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Unique name: lower-case letters, digits and `-`, a valid DNS label.
     pub name: String,
@@ -42,32 +47,9 @@ pub struct Machine {
     pub workflow: Option<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-}
-
-/// A network card.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Nic {
-    /// Ethernet address.
-    pub mac: Mac,
-    /// Address to give it.
-    pub address: Option<Cidr>,
-    /// The machine boots over this card.
-    pub boot: bool,
-}
-
-/// An IPv4 address with its prefix length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Cidr {
-    /// Address of the host.
-    pub ip: Ipv4Addr,
-    /// Prefix length, 0 to 32.
-    pub prefix: u8,
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.ip, self.prefix)
-    }
+    /// What the installed system is told.
+    #[serde(flatten)]
+    pub config: NodeConfig,
 }
 
 /// How to reach a machine's BMC.
@@ -92,6 +74,20 @@ impl Machine {
             .iter()
             .find(|nic| nic.boot)
             .or_else(|| self.nics.first())
+    }
+
+    /// Host name of the installed system.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        self.config.hostname.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Every address that is this machine's own: of cards, bonds and VLANs.
+    pub fn addresses(&self) -> impl Iterator<Item = Cidr> {
+        let bonds = self.config.bonds.iter().filter_map(|bond| bond.address);
+        let vlans = self.config.vlans.iter().filter_map(|vlan| vlan.address);
+        let nics = self.nics.iter().filter_map(|nic| nic.address);
+        nics.chain(bonds).chain(vlans)
     }
 
     /// Which disk steps may write to.

@@ -1,6 +1,6 @@
 //! A stored machine as the API shows it. Pure; the BMC's password file stays out of it.
 
-use anneal_protocol::api::{BmcView, MachineView, Nic};
+use anneal_protocol::api::{BmcView, MachineView};
 
 use crate::clock::rfc3339;
 use crate::store::MachineRow;
@@ -17,15 +17,7 @@ impl MachineRow {
             role: machine.role,
             state: self.state,
             why,
-            nics: machine
-                .nics
-                .into_iter()
-                .map(|nic| Nic {
-                    mac: nic.mac,
-                    address: nic.address.map(|address| address.to_string()),
-                    boot: nic.boot,
-                })
-                .collect(),
+            nics: machine.nics,
             bmc: machine.bmc.map(|bmc| BmcView {
                 url: bmc.url,
                 username: bmc.username,
@@ -37,6 +29,7 @@ impl MachineRow {
             unproven,
             workflow: machine.workflow,
             labels: machine.labels,
+            config: machine.config,
             run: self.active_run.or(self.last_run),
             node: self.node,
             inventory: self.inventory,

@@ -35,6 +35,30 @@ pub(super) struct MachineEntry {
     pub workflow: Option<Spanned<String>>,
     #[serde(default)]
     pub labels: BTreeMap<String, Spanned<String>>,
+    pub hostname: Option<Spanned<String>>,
+    #[serde(default)]
+    pub bonds: Vec<BondEntry>,
+    #[serde(default)]
+    pub vlans: Vec<VlanEntry>,
+    #[serde(default)]
+    pub dns: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub search: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub ntp: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub ssh_keys: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub kernel_args: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub node_labels: BTreeMap<String, Spanned<String>>,
+    #[serde(default)]
+    pub node_taints: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub files: Vec<FileEntry>,
+    #[serde(default)]
+    pub registries: Vec<RegistryEntry>,
+    pub cluster: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,7 +66,48 @@ pub(super) struct MachineEntry {
 pub(super) struct NicEntry {
     pub mac: Spanned<String>,
     pub address: Option<Spanned<String>>,
+    pub gateway: Option<Spanned<String>>,
+    pub mtu: Option<Spanned<u16>>,
+    pub name: Option<Spanned<String>>,
     pub boot: Option<Spanned<bool>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BondEntry {
+    pub name: Spanned<String>,
+    pub mode: Spanned<String>,
+    pub macs: Spanned<Vec<Spanned<String>>>,
+    pub address: Option<Spanned<String>>,
+    pub gateway: Option<Spanned<String>>,
+    pub mtu: Option<Spanned<u16>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VlanEntry {
+    pub id: Spanned<u16>,
+    pub parent: Spanned<String>,
+    pub name: Option<Spanned<String>>,
+    pub address: Option<Spanned<String>>,
+    pub gateway: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileEntry {
+    pub path: Spanned<String>,
+    pub mode: Option<Spanned<String>>,
+    pub contents: Spanned<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegistryEntry {
+    pub host: Spanned<String>,
+    #[serde(default)]
+    pub mirrors: Vec<Spanned<String>>,
+    pub ca: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -11,6 +11,7 @@ use minijinja::value::{Enumerator, Object, Serde, Value};
 use serde::{Deserialize, Serialize};
 
 use super::config_url::{ConfigBase, ConfigRef, URLS, Urls};
+use super::facts;
 use crate::machine::Machine;
 
 /// Stands in for a secret in plans, digests and logs.
@@ -33,7 +34,22 @@ pub fn known_variables() -> &'static [&'static str] {
         "machine.mac",
         "machine.address",
         "machine.prefix",
+        "machine.gateway",
+        "machine.mtu",
+        "machine.hostname",
         "machine.nics.*",
+        "machine.bonds.*",
+        "machine.vlans.*",
+        "machine.dns.*",
+        "machine.search.*",
+        "machine.ntp.*",
+        "machine.ssh_keys.*",
+        "machine.kernel_args.*",
+        "machine.node_labels.*",
+        "machine.node_taints.*",
+        "machine.files.*",
+        "machine.registries.*",
+        "machine.cluster",
         "machine.disk.*",
         "machine.labels.*",
         "image",
@@ -132,7 +148,7 @@ impl Context {
         };
         let urls = Urls::new(base, None, watch(&token_behind_url));
         let mut roots = BTreeMap::from([
-            ("machine", Value::from(Serde(machine_facts(machine)))),
+            ("machine", Value::from(Serde(facts::machine(machine)))),
             ("run", Value::from(Serde(serde_json::json!({ "id": run })))),
             (
                 "server",
@@ -194,40 +210,6 @@ impl Context {
             configs: self.urls.wanted(),
         }
     }
-}
-
-fn machine_facts(machine: &Machine) -> serde_json::Value {
-    let nics: Vec<_> = machine
-        .nics
-        .iter()
-        .map(|nic| {
-            let mut facts = serde_json::json!({ "mac": nic.mac, "boot": nic.boot });
-            if let Some(address) = nic.address {
-                facts["address"] = address.ip.to_string().into();
-                facts["prefix"] = address.prefix.into();
-            }
-            facts
-        })
-        .collect();
-    let mut facts = serde_json::json!({
-        "name": machine.name,
-        "labels": machine.labels,
-        "nics": nics,
-        "disk": machine.disk_selector(),
-    });
-    for (key, value) in [("rack", &machine.rack), ("role", &machine.role)] {
-        if let Some(value) = value {
-            facts[key] = value.clone().into();
-        }
-    }
-    if let Some(nic) = machine.boot_nic() {
-        facts["mac"] = nic.mac.to_string().into();
-        if let Some(address) = nic.address {
-            facts["address"] = address.ip.to_string().into();
-            facts["prefix"] = address.prefix.into();
-        }
-    }
-    facts
 }
 
 /// The `phone_home` variable; remembers whether its token was looked at.

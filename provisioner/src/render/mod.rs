@@ -12,6 +12,7 @@
 
 mod config_url;
 mod context;
+mod facts;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;

@@ -11,12 +11,12 @@ fn machine() -> Machine {
         rack: Some("r1".into()),
         role: None,
         nics: vec![Nic {
-            mac: "52:54:00:aa:00:01".parse().unwrap(),
             address: Some(Cidr {
                 ip: "10.77.0.11".parse().unwrap(),
                 prefix: 24,
             }),
             boot: true,
+            ..Nic::new("52:54:00:aa:00:01".parse().unwrap())
         }],
         bmc: None,
         disk: DiskHints {
@@ -27,6 +27,7 @@ fn machine() -> Machine {
         image: None,
         workflow: None,
         labels: BTreeMap::from([("pool".to_owned(), "it's".to_owned())]),
+        ..Machine::default()
     }
 }
 

@@ -142,7 +142,7 @@ impl Merge<'_> {
                 given
                     .text
                     .parse::<Cidr>()
-                    .map_err(|told| given.refuse(told))
+                    .map_err(|told| given.refuse(told.to_string()))
             })
             .transpose()?;
         let name = name.map(|given| given.text);

@@ -246,22 +246,21 @@ fn no_holders_outside(
     for (name, row) in stored.iter().filter(|(name, _)| !described(name)) {
         for nic in &row.machine.nics {
             macs.insert(nic.mac, name);
-            if let Some(address) = nic.address {
-                addresses.insert(address.ip, name);
-            }
+        }
+        for address in row.machine.addresses() {
+            addresses.insert(address.ip, name);
         }
     }
     for described in &inventory.machines {
-        for (nic, place) in described.machine.nics.iter().zip(&described.nics_at) {
-            let refuse = |at, message| Err(YamlError::at(&described.file, at, message));
-            if let Some(holder) = macs.get(&nic.mac) {
-                return refuse(place.mac, taken(&format!("MAC {}", nic.mac), holder));
+        let refuse = |at, message| Err(YamlError::at(&described.file, at, message));
+        for (mac, place) in described.macs() {
+            if let Some(holder) = macs.get(&mac) {
+                return refuse(place, taken(&format!("MAC {mac}"), holder));
             }
-            if let Some((ip, holder)) = nic
-                .address
-                .and_then(|a| addresses.get(&a.ip).map(|holder| (a.ip, holder)))
-            {
-                return refuse(place.address, taken(&format!("address {ip}"), holder));
+        }
+        for (ip, place) in described.addresses() {
+            if let Some(holder) = addresses.get(&ip) {
+                return refuse(place, taken(&format!("address {ip}"), holder));
             }
         }
     }
