@@ -16,7 +16,7 @@ RACK := target/debug/virtual-rack
 SIDE := --workspace --exclude anneal-agent
 
 .PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz bench bench-setup \
-  test-workspace test-agent test-scenarios check-format check-lints check-deny advisories
+  test-workspace test-agent test-scenarios power-cuts check-format check-lints check-deny advisories
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ bench: setup bench-setup image ## speed beside the peers, to docs/performance.md
 
 bench-setup: ## install what `make bench` compares with; says what and why
 	@scripts/bench-setup.sh
+
+SEEDS ?= 0..50
+power-cuts: setup netboot ## virtual machines that lose power while they are written, SEEDS=0..50 (`make test` tries three)
+	ANNEAL_POWER_CUT_SEEDS=$(SEEDS) $(AS_ROOT) cargo test -p anneal-agent --test it -- --nocapture power
 
 FUZZ_SECONDS ?= 60
 fuzz: setup ## mutated input for each parser that faces the network, FUZZ_SECONDS each

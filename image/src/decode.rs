@@ -53,18 +53,15 @@ pub fn decode_frame(
     encoded: &[u8],
     raw: &mut Vec<u8>,
 ) -> Result<(), FrameError> {
-    let corrupt = FrameError::Corrupt { frame: index };
     let length = manifest.raw_length(index);
-    raw.clear();
-    raw.reserve_exact(length);
-    // Writes no more than the vector's capacity, so a bomb ends here.
-    let decoded = zstd::bulk::Decompressor::new()
-        .and_then(|mut zstd| zstd.decompress_to_buffer(encoded, raw));
-    if decoded.is_err() || !is_slice(manifest, index, raw) {
+    raw.resize(length, 0);
+    let decoded = FrameDecoder::new()
+        .map_err(|_| FrameError::Corrupt { frame: index })
+        .and_then(|mut decoder| decoder.decode(manifest, index, encoded, raw).map(|_| ()));
+    if decoded.is_err() {
         raw.clear();
-        return Err(corrupt);
     }
-    Ok(())
+    decoded
 }
 
 /// Decodes frames, one after the other, into memory of the caller's. Keeps its working memory:

@@ -22,16 +22,12 @@ pub struct DiskTooSmall {
     pub image: u64,
 }
 
-/// What to do to a disk, in four phases, each flushed before the next begins:
-/// `clear`, then `zeroes` and `runs` in any order, then each of `last` in order, each flushed.
+/// What comes first and last when a disk is written: `clear`, then everything else in any order,
+/// then each of `last` in order; the disk is flushed after each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WritePlan {
     /// Ranges of the disk to overwrite with zeros first: what an earlier system boots from.
     pub clear: Vec<Range<u64>>,
-    /// Ranges of the disk that the image wants zero, merged.
-    pub zeroes: Vec<Range<u64>>,
-    /// Consecutive frames with data, in the order of the disk; frames of `last` are not in it.
-    pub runs: Vec<Range<usize>>,
     /// Frames that are held back: the disk's last slice, then its first that is not zero.
     pub last: Vec<usize>,
 }
@@ -62,51 +58,7 @@ impl WritePlan {
             .into_iter()
             .filter(|range| !range.is_empty())
             .collect();
-
-        let mut zeroes: Vec<Range<u64>> = Vec::new();
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for (index, frame) in frames.iter().enumerate() {
-            if frame.is_zero() {
-                let raw = manifest.raw_range(index);
-                match zeroes.last_mut() {
-                    Some(range) if range.end == raw.start => range.end = raw.end,
-                    _ => zeroes.push(raw),
-                }
-            } else if !last.contains(&index) {
-                match runs.last_mut() {
-                    Some(run) if run.end == index => run.end = index + 1,
-                    _ => runs.push(index..index + 1),
-                }
-            }
-        }
-        Ok(Self {
-            clear,
-            zeroes,
-            runs,
-            last,
-        })
-    }
-
-    /// Bytes of `data.zst` that have to be fetched.
-    #[must_use]
-    pub fn transfer_size(&self, manifest: &Manifest) -> u64 {
-        self.frames()
-            .map(|index| u64::from(manifest.frames()[index].length))
-            .sum()
-    }
-
-    /// Bytes of frames that have to be written (zeroes not counted).
-    #[must_use]
-    pub fn write_size(&self, manifest: &Manifest) -> u64 {
-        self.frames()
-            .map(|index| manifest.raw_length(index) as u64)
-            .sum()
-    }
-
-    /// Every frame with data, in the order in which it is written.
-    pub fn frames(&self) -> impl Iterator<Item = usize> + '_ {
-        let runs = self.runs.iter().cloned().flatten();
-        runs.chain(self.last.iter().copied())
+        Ok(Self { clear, last })
     }
 }
 
@@ -135,25 +87,19 @@ mod tests {
     #[test]
     fn holds_back_first_and_last_frame() {
         let plan = WritePlan::new(&manifest("ddd00d0dd"), 100 * F).unwrap();
-        assert_eq!(plan.runs, [1..3, 5..6, 7..8]);
         assert_eq!(plan.last, [8, 0]);
-        assert_eq!(plan.zeroes, [3 * F..5 * F, 6 * F..7 * F]);
         assert_eq!(plan.clear, [0..F, 100 * F - END_OF_DISK..100 * F]);
-        assert_eq!(plan.frames().collect::<Vec<_>>(), [1, 2, 5, 7, 8, 0]);
-        assert_eq!(plan.transfer_size(&manifest("ddd00d0dd")), 60);
-        assert_eq!(plan.write_size(&manifest("ddd00d0dd")), 6 * F);
     }
 
     #[test]
     fn edges() {
         let plan = WritePlan::new(&manifest("00d00"), 5 * F).unwrap();
-        assert_eq!((plan.last, plan.runs), (vec![2], vec![]));
+        assert_eq!(plan.last, [2]);
         assert_eq!(plan.clear, [0..3 * F, 3 * F..5 * F]);
         let plan = WritePlan::new(&manifest("d"), F).unwrap();
         assert_eq!((plan.last, plan.clear.len()), (vec![0], 1));
         let plan = WritePlan::new(&manifest("00"), 2 * F).unwrap();
-        assert_eq!((plan.last.len(), plan.zeroes.len()), (0, 1));
-        assert_eq!(plan.zeroes[0], 0..2 * F);
+        assert!(plan.last.is_empty());
         assert_eq!(
             WritePlan::new(&manifest("dd"), 2 * F - 1),
             Err(DiskTooSmall {

@@ -122,19 +122,17 @@ proptest! {
         let (manifest, data) = packed(&raw);
         let mut target = vec![0xff_u8; raw.len() + spare * F];
         let plan = WritePlan::new(&manifest, target.len() as u64).unwrap();
-        for range in plan.clear.iter().chain(&plan.zeroes) {
+        for range in &plan.clear {
             target[range.start as usize..range.end as usize].fill(0);
         }
-        let last = plan.last.iter().map(|&index| index..index + 1);
-        for run in plan.runs.iter().cloned().chain(last) {
-            let bytes = manifest.data_range(run.clone());
+        let bulk = (0..manifest.frames().len()).filter(|index| !plan.last.contains(index));
+        for index in bulk.chain(plan.last.iter().copied()) {
+            let bytes = manifest.data_range(index..index + 1);
             let bytes = &data[bytes.start as usize..bytes.end as usize];
-            let mut reader = FrameReader::new(&manifest, run, bytes);
             let mut frame = Vec::new();
-            while let Some(index) = reader.next_raw(&mut frame).unwrap() {
-                let range = manifest.raw_range(index);
-                target[range.start as usize..range.end as usize].copy_from_slice(&frame);
-            }
+            decode_frame(&manifest, index, bytes, &mut frame).unwrap();
+            let range = manifest.raw_range(index);
+            target[range.start as usize..range.end as usize].copy_from_slice(&frame);
         }
         prop_assert_eq!(&target[..raw.len()], &raw[..]);
     }

@@ -59,7 +59,7 @@ impl Identity {
             .context("the server's answer has no usable authority certificate")?;
         anyhow::ensure!(
             <[u8; 32]>::from(Sha256::digest(authority.as_ref()))
-                == super::pin::fingerprint(ca_sha256)?,
+                == super::tls::fingerprint(ca_sha256)?,
             "the server's answer names another authority than anneal.ca"
         );
         let chain = CertificateDer::pem_slice_iter(answer.certificate.as_bytes())

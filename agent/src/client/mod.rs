@@ -6,7 +6,7 @@
 //! Bodies are never logged: they hold tokens and rendered secrets.
 
 mod identity;
-mod pin;
+pub(crate) mod tls;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -64,7 +64,8 @@ impl Client {
     /// # Errors
     /// When the fingerprint is not 64 hex digits or the server is not an `https://` URL.
     pub fn pinned(server: &str, ca_sha256: &str) -> anyhow::Result<Self> {
-        Self::new(server, pin::config(ca_sha256)?)
+        let authority = tls::fingerprint(ca_sha256)?;
+        Self::new(server, tls::config(tls::Trust::Authority(authority))?)
     }
 
     /// For everything else: the authority is known, and so are we.

@@ -1,4 +1,4 @@
-//! In which order the sectors that make a disk bootable are cleared and written. Pure.
+//! In which order the sectors that make a disk bootable are cleared and written.
 //!
 //! Firmware and kernels look at sector 0 (MBR), sector 1 (GPT header) and the last sector (backup
 //! GPT header). Every other sector is only found through them. So:
@@ -14,6 +14,10 @@
 use std::ops::Range;
 
 use anneal_image::Manifest;
+use anneal_protocol::agent::StepFailure;
+
+use super::device::{Aligned, Disk};
+use super::write::{failed, flush};
 
 /// A part of one of the frames that are written last.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,9 +28,25 @@ pub struct Part {
     pub bytes: Range<usize>,
 }
 
+/// Takes the partition table away. Nothing boots the disk after this, and at no point is there
+/// half a table.
+///
+/// # Errors
+/// `DiskIo`.
+pub fn clear_tables<D: Disk>(disk: &D) -> Result<(), StepFailure> {
+    for group in tables(disk.size(), disk.sector()) {
+        for range in group {
+            let zeros = Aligned::new((range.end - range.start) as usize);
+            disk.write_at(range.start, &zeros)
+                .map_err(|e| failed("clear", range.start, &e))?;
+        }
+        flush(disk)?;
+    }
+    Ok(())
+}
+
 /// Sectors to clear first, in groups; the disk is flushed after each.
-#[must_use]
-pub fn tables(disk_size: u64, sector: u64) -> [Vec<Range<u64>>; 2] {
+fn tables(disk_size: u64, sector: u64) -> [Vec<Range<u64>>; 2] {
     let last = (disk_size / sector).saturating_sub(1) * sector;
     [vec![0], vec![sector, last]].map(|group| {
         group

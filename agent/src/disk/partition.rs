@@ -43,7 +43,8 @@ pub struct Partition {
 
 impl Partition {
     /// First byte behind it.
-    fn end(&self) -> u64 {
+    #[must_use]
+    pub fn end(&self) -> u64 {
         self.start.saturating_add(self.length)
     }
 }

@@ -12,22 +12,10 @@ use anneal_protocol::agent::StepFailure;
 use super::body::Supply;
 use super::device::Disk;
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-pub struct Random(pub u64);
+pub use random::Random;
 
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-}
+#[path = "../../tests/it/random.rs"]
+mod random;
 
 /// A disk with a volatile cache: what was not flushed may or may not survive a cut, sector by
 /// sector.
@@ -89,6 +77,11 @@ impl Memory {
         self.state.lock().unwrap().operations
     }
 
+    /// A disk that takes discards for hints: what it forgets of them is up to it.
+    pub fn discard_all(&self) -> io::Result<()> {
+        self.zero(0..self.size as u64)
+    }
+
     pub fn bytes_written(&self) -> u64 {
         self.state.lock().unwrap().written
     }
@@ -110,15 +103,9 @@ impl Memory {
     pub fn after_cut(self, random: &mut Random) -> Vec<u8> {
         let mut state = self.state.into_inner().unwrap();
         for (at, data) in std::mem::take(&mut state.cached) {
-            // Whole writes go either way most of the time; some are torn.
-            let all = random.below(4);
+            let mut survives = random::survivors(random);
             for (n, sector) in data.chunks(self.sector).enumerate() {
-                let survives = match all {
-                    0 => true,
-                    1 => false,
-                    _ => random.below(2) == 0,
-                };
-                if survives {
+                if survives() {
                     let at = at + n * self.sector;
                     state.durable[at..at + sector.len()].copy_from_slice(sector);
                 }
@@ -266,6 +253,13 @@ pub fn recognised(disk: &[u8], sector: usize) -> bool {
     disk[510..512] == [0x55, 0xaa]
         || gpt_valid(disk, sector, 1)
         || gpt_valid(disk, sector, disk.len() / sector - 1)
+}
+
+/// Whether there is half a table: what is on such a disk nobody knows, so rules that protect
+/// disks by label refuse it.
+pub fn half_a_table(disk: &[u8], sector: usize) -> bool {
+    let last = disk.len() / sector - 1;
+    disk[510..512] == [0x55, 0xaa] && ![1, last].iter().any(|own| gpt_valid(disk, sector, *own))
 }
 
 /// Whether `disk` begins with `image`, but for the three sectors that hold MBR and GPT headers.

@@ -83,6 +83,11 @@ pub(super) fn failed(what: &str, offset: u64, error: &io::Error) -> StepFailure 
     )
 }
 
+pub(super) fn flush<D: Disk>(disk: &D) -> Result<(), StepFailure> {
+    disk.flush()
+        .map_err(|e| fail_for_now(FailureCode::DiskIo, format!("cannot flush the disk: {e}")))
+}
+
 fn mismatch(frame: usize) -> StepFailure {
     fail_for_now(
         FailureCode::ReadBackMismatch,
@@ -280,14 +285,7 @@ impl<D: Disk> Writer<'_, D> {
     /// After this the disk boots nothing.
     fn clear(&mut self) -> Result<(), StepFailure> {
         let disk = self.job.disk;
-        for group in order::tables(disk.size(), disk.sector()) {
-            for range in group {
-                let zeros = Aligned::new((range.end - range.start) as usize);
-                disk.write_at(range.start, &zeros)
-                    .map_err(|e| failed("clear", range.start, &e))?;
-            }
-            self.flush()?;
-        }
+        order::clear_tables(disk)?;
         for range in &self.plan.clear {
             disk.zero(range.clone())
                 .map_err(|e| failed("clear", range.start, &e))?;
@@ -453,10 +451,7 @@ impl<D: Disk> Writer<'_, D> {
     }
 
     fn flush(&self) -> Result<(), StepFailure> {
-        self.job
-            .disk
-            .flush()
-            .map_err(|e| fail_for_now(FailureCode::DiskIo, format!("cannot flush the disk: {e}")))
+        flush(self.job.disk)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Aligned>> {

@@ -4,7 +4,9 @@ use anneal_image::MIN_FRAME_SIZE;
 use anneal_protocol::agent::{Delta, FailureCode, StepFailure, Verify};
 
 use super::{Job, Written, write_image};
-use crate::disk::testing::{Canned, Memory, Random, partition, raw, recognised, sealed, whole};
+use crate::disk::testing::{
+    Canned, Memory, Random, half_a_table, partition, raw, recognised, sealed, whole,
+};
 
 const F: usize = MIN_FRAME_SIZE as usize;
 
@@ -191,6 +193,10 @@ fn a_power_cut_never_leaves_half_an_image_bootable() {
                 assert!(
                     !recognised(&after, sector) || is_new || untouched,
                     "seed {seed}, round {round}, cut after {left} operations: half an image boots"
+                );
+                assert!(
+                    !half_a_table(&after, sector),
+                    "seed {seed}: refused for ever"
                 );
                 let what = if is_new {
                     0

@@ -82,7 +82,7 @@ fn order(done: usize, action: AgentAction) -> Order {
         },
         name: format!("step {done}"),
         action,
-        timeout_ms: 120_000,
+        timeout_ms: 300_000,
     }
 }
 
@@ -179,9 +179,13 @@ pub struct Sealed {
 }
 
 pub fn seal(raw: &[u8]) -> Sealed {
+    seal_frames(raw, 1 << 20)
+}
+
+pub fn seal_frames(raw: &[u8], frame_size: u32) -> Sealed {
     let key = SigningKey::from_seed(&[7; 32]);
     let options = PackOptions {
-        frame_size: 1 << 20,
+        frame_size,
         ..PackOptions::default()
     };
     let mut data = Vec::new();

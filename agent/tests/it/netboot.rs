@@ -1,141 +1,14 @@
 //! The kernel and initramfs of `ipxe/initramfs.sh` in a virtual machine, under software
 //! emulation: what a server sees after iPXE has done its work.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use anneal_protocol::agent::{AgentAction, Inventory, Outcome, PartitionRef, StreamResult, Verify};
 use base64::Engine as _;
 
 use crate::daemon::{MIB, by_serial, daemon, no_images, output, seal};
 use crate::support::{QEMU_HOST, Then, eventually};
-
-/// Emulated, on a machine that does other things too.
-const BOUND: Duration = Duration::from_secs(300);
-
-/// Makes kernel and initramfs (a no-op when nothing changed) and says where they are.
-fn netboot() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let dir = std::env::var_os("ANNEAL_NETBOOT")
-        .map_or_else(|| root.join(".cache/netboot"), PathBuf::from);
-    let made = Command::new(root.join("ipxe/initramfs.sh"))
-        .arg(&dir)
-        .status()
-        .unwrap();
-    assert!(made.success(), "ipxe/initramfs.sh failed");
-    dir
-}
-
-struct Machine {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    seen: String,
-}
-
-impl Machine {
-    fn boot(words: &str, disks: &[(&str, &Path, &str)]) -> Self {
-        let netboot = netboot();
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-accel",
-            "tcg",
-            "-m",
-            "1024",
-            "-nographic",
-            "-no-reboot",
-            "-monitor",
-            "none",
-        ])
-        .args([
-            "-netdev",
-            "user,id=n",
-            "-device",
-            "virtio-net-pci,netdev=n,mac=52:54:00:aa:00:01",
-        ])
-        .arg("-kernel")
-        .arg(netboot.join("vmlinuz"))
-        .arg("-initrd")
-        .arg(netboot.join("initramfs.img"))
-        .args(["-append", &format!("console=ttyS0 panic=5 {words}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-        for (n, (device, file, serial)) in disks.iter().enumerate() {
-            qemu.args([
-                "-drive",
-                &format!(
-                    "file={},if=none,id=d{n},format=raw,discard=unmap",
-                    file.display()
-                ),
-            ]);
-            qemu.args(["-device", &format!("{device},drive=d{n},serial={serial}")]);
-        }
-        let mut child = qemu.spawn().unwrap_or_else(|e| {
-            panic!("qemu-system-x86_64: {e}; install the package qemu-system-x86")
-        });
-        let console = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in console.split(b'\n').map_while(Result::ok) {
-                if sender
-                    .send(String::from_utf8_lossy(&line).into_owned())
-                    .is_err()
-                {
-                    return;
-                }
-            }
-        });
-        Self {
-            child,
-            lines,
-            seen: String::new(),
-        }
-    }
-
-    /// Waits for a line with all of these in it.
-    fn expect(&mut self, parts: &[&str]) {
-        let deadline = Instant::now() + BOUND;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.push_str(&line);
-                    self.seen.push('\n');
-                    if parts.iter().all(|part| line.contains(part)) {
-                        return;
-                    }
-                }
-                Err(_) => panic!("the console never said {parts:?}:\n{}", self.seen),
-            }
-        }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn words(server: &str, ca: &str) -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
-    format!(
-        "anneal.server={server} anneal.ca={ca} anneal.token={} anneal.machine=r1n1 anneal.run=run-1 anneal.time={} anneal.mac=52:54:00:aa:00:01",
-        "ab".repeat(32),
-        now.as_secs()
-    )
-}
-
-fn disk(dir: &Path, name: &str, size: u64) -> PathBuf {
-    let path = dir.join(name);
-    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-    path
-}
+use crate::vm::{Drive, Machine, disk, words};
 
 /// Drivers, disks, DHCP, and manners when nobody is there.
 #[test]
@@ -148,7 +21,10 @@ fn boots_finds_its_hardware_and_waits_for_the_server() {
     let nobody = format!("https://{QEMU_HOST}:9");
     let mut machine = Machine::boot(
         &words(&nobody, &"cd".repeat(32)),
-        &[("virtio-blk-pci", &a, "ROOT-1"), ("nvme", &b, "DATA-2")],
+        &[
+            Drive::new("virtio-blk-pci", &a, "ROOT-1"),
+            Drive::new("nvme", &b, "DATA-2"),
+        ],
     );
     machine.expect(&["anneal agent is PID 1"]);
     machine.expect(&["disk: nvme0n1 nvme 200.0MiB", "serial DATA-2"]);
@@ -229,7 +105,7 @@ fn installs_a_machine_and_switches_it_off() {
     let url = format!("https://{QEMU_HOST}:{}", daemon.server.address.port());
     let mut machine = Machine::boot(
         &words(&url, &daemon.ca),
-        &[("virtio-blk-pci", &root, "ROOT-1")],
+        &[Drive::new("virtio-blk-pci", &root, "ROOT-1")],
     );
     machine.expect(&["enrolled"]);
     machine.expect(&["leaving: power-off"]);
