@@ -51,6 +51,9 @@ dnsmasq-base|a foreign DHCP server in the tests
 isc-dhcp-client|dhclient, a real DHCP client in the tests
 udhcpc|another real DHCP client in the tests
 ignition|a real first-boot loader that fetches its configuration by URL
+python3-grpcio|a real gRPC client in the tests of the event sink
+python3-protobuf|its messages
+protobuf-compiler|makes them from the definitions
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests
 nginx-light|an independent HTTP server: what the image port is compared with

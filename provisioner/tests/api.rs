@@ -6,6 +6,10 @@
 #[path = "api/config_urls.rs"]
 mod config_urls;
 mod daemon;
+#[path = "api/event_sink.rs"]
+mod event_sink;
+#[path = "api/nodes.rs"]
+mod nodes;
 #[path = "api/two_parties.rs"]
 mod two_parties;
 

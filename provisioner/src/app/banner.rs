@@ -31,6 +31,9 @@ impl App {
             Some(url) => format!("  images               {url}/images/{}", limits(settings)),
             None => "  images               to agents only, over TLS".to_owned(),
         });
+        if let Some(endpoint) = &self.shared.event_sink {
+            lines.push(format!("  Talos' events        {endpoint}"));
+        }
         lines.push(match &self.tftp {
             Some(_) => format!("  TFTP                 {}:69", settings.address.ip),
             None => "  TFTP                 off".to_owned(),

@@ -30,18 +30,18 @@ pub(super) async fn bind(
         patience: Patience::default(),
     };
     let server = Server::bind(address, config).await?;
-    let url = base_url(server.local_addr()?, settings.address.ip);
-    Ok(Some((server, url)))
+    let reached = reached_at(server.local_addr()?, settings.address.ip);
+    Ok(Some((server, format!("http://{reached}"))))
 }
 
 /// How machines reach a socket: one that is bound to every address is reached at ours.
-fn base_url(bound: SocketAddr, own: Ipv4Addr) -> String {
+pub(super) fn reached_at(bound: SocketAddr, own: Ipv4Addr) -> SocketAddr {
     let ip = if bound.ip().is_unspecified() {
         IpAddr::V4(own)
     } else {
         bound.ip()
     };
-    format!("http://{}", SocketAddr::new(ip, bound.port()))
+    SocketAddr::new(ip, bound.port())
 }
 
 #[cfg(test)]
@@ -51,11 +51,12 @@ mod tests {
     #[test]
     fn machines_are_told_an_address_they_can_reach() {
         let own = Ipv4Addr::new(10, 77, 0, 1);
-        for (bound, url) in [
-            ("0.0.0.0:8081", "http://10.77.0.1:8081"),
-            ("10.78.0.1:80", "http://10.78.0.1:80"),
+        for (bound, reached) in [
+            ("0.0.0.0:8081", "10.77.0.1:8081"),
+            ("10.78.0.1:80", "10.78.0.1:80"),
         ] {
-            assert_eq!(base_url(bound.parse().unwrap(), own), url);
+            let at = reached_at(bound.parse().unwrap(), own);
+            assert_eq!(at.to_string(), reached);
         }
     }
 }

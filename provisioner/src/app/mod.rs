@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::boot::BootFiles;
 use crate::event::{self, Event, Recorder, Writer};
 use crate::http::listener::Listener;
-use crate::http::{agent, api, blob, boot as boot_http, config, node};
+use crate::http::{agent, api, blob, boot as boot_http, config, event_sink, node};
 use crate::machine::Directory;
 use crate::metrics::Metrics;
 use crate::pki::Pki;
@@ -76,6 +76,8 @@ pub struct SharedParts {
     /// Base URL of the image port as machines reach it, `http://10.77.0.1:8081`; none when there
     /// is none. [`blob::url`] makes the URL of a file.
     pub image_url: Option<String>,
+    /// Host and port of the event sink as machines reach it; none when it is off.
+    pub event_sink: Option<String>,
     /// Set when the daemon stops.
     pub stop: CancellationToken,
 }
@@ -95,6 +97,7 @@ pub struct App {
     boot_listener: Listener,
     tls_listener: Listener,
     image_port: Option<blob::Server>,
+    event_sink: Option<Listener>,
     dhcp: Option<dhcp::Server>,
     tftp: Option<tftp::Server>,
     boot_router: Router,
@@ -165,6 +168,7 @@ impl App {
         let metrics = Metrics::new(dhcp.as_ref().map(dhcp::Server::counters));
         let port = image_port::bind(&settings, &images, &directory, &recorder, &metrics).await?;
         let (image_port, image_url) = port.unzip();
+        let (sink_listener, event_sink) = sink(&settings).await?.unzip();
         let passwords = bmc::PasswordDirs::new(settings.password_dirs.clone());
         let bmc = Arc::new(bmc::BmcPool::new(passwords.clone()));
         let ingests = Arc::new(image::ingest::Ingests::new(
@@ -184,6 +188,7 @@ impl App {
             agent_silence: settings.agent_silence,
             node_url: server_url.clone(),
             plain_config_url: settings.plain_config_urls.then(|| boot_url.clone()),
+            event_sink: event_sink.clone(),
             ca_pem: pki.ca_pem().to_owned(),
             image_url: image_url.clone(),
         });
@@ -213,6 +218,7 @@ impl App {
             inventory: tokio::sync::Mutex::new(()),
             metrics,
             image_url,
+            event_sink,
             stop: CancellationToken::new(),
         }));
         state::write_admin_context(&shared, &server_url).await?;
@@ -228,6 +234,7 @@ impl App {
             boot_listener,
             tls_listener,
             image_port,
+            event_sink: sink_listener,
             dhcp,
             tftp,
             boot_router,
@@ -260,6 +267,10 @@ impl App {
         );
         if let Some(server) = self.image_port {
             spawn(&mut tasks, "the image port", server.run(stop.clone()));
+        }
+        if let Some(listener) = self.event_sink {
+            let served = listener.run(event_sink::router(&shared), stop.clone());
+            spawn(&mut tasks, "the event sink", served);
         }
         if let Some(server) = self.dhcp {
             spawn(&mut tasks, "DHCP", server.run(stop.clone()));
@@ -405,6 +416,16 @@ fn open_routes(shared: &Shared) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || api::ready(ready.clone())))
         .route("/metrics", get(move || api::metrics(metrics.clone())))
+}
+
+/// Binds the event sink, and says how machines reach it; none when it is off.
+async fn sink(settings: &Settings) -> anyhow::Result<Option<(Listener, String)>> {
+    let Some(address) = settings.event_sink else {
+        return Ok(None);
+    };
+    let listener = Listener::bind(address, None).await?.for_grpc();
+    let reached = image_port::reached_at(listener.local_addr()?, settings.address.ip);
+    Ok(Some((listener, reached.to_string())))
 }
 
 async fn bind_dhcp(

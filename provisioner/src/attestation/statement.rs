@@ -86,9 +86,10 @@ fn audit(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
 fn provision(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
     let output = row.output.clone()?;
     let result: StreamResult = serde_json::from_value(output.clone()).ok()?;
-    let node = s
-        .sighting(kind::PHONE_HOME)
-        .filter(|sighting| sighting.run.as_deref() == Some(&s.run.id))
+    let node = [kind::PHONE_HOME, kind::TALOS_READY, kind::KAIROS_READY]
+        .into_iter()
+        .filter_map(|kind| s.sighting(kind))
+        .find(|sighting| sighting.run.as_deref() == Some(&s.run.id))
         .map(|sighting| sighting.data.clone());
     let name = s.plan.image.as_ref()?;
     Some(Draft {

@@ -50,6 +50,19 @@ pub mod kind {
     pub const STEP_PROGRESS: &str = "step.progress";
     /// The installed system called home; `data` is the node's report.
     pub const PHONE_HOME: &str = "node.phone-home";
+    /// Talos said something of its start; `data.event` is `sequence`, `phase`, `service` or
+    /// `config-error`.
+    pub const TALOS_EVENT: &str = "talos.event";
+    /// Talos said what it is called and where it is; `data.hostname`, `data.addresses`.
+    pub const TALOS_ADDRESS: &str = "talos.address";
+    /// Talos said how it is; `data.stage`, `data.ready`, `data.unmet`.
+    pub const TALOS_STATUS: &str = "talos.status";
+    /// Talos is running and ready; `data` is a node's report with `by`, `evidence`.
+    pub const TALOS_READY: &str = "talos.ready";
+    /// The Kairos agent said something; `data.boot_state`.
+    pub const KAIROS_REPORT: &str = "kairos.report";
+    /// The Kairos agent reported from its active image; `data` is a node's report with `by`.
+    pub const KAIROS_READY: &str = "kairos.ready";
     /// Power was switched; `data.action`.
     pub const POWER: &str = "bmc.power";
     /// The boot device was set; `data.device`.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::stall::{Arriving, Watched};
@@ -49,6 +50,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 1_024;
 /// Connections at once of one client, so that no single one takes them all.
 const MAX_PER_CLIENT: usize = 64;
+/// Requests at once on one HTTP/2 connection; Talos sends one event after the other.
+const MAX_STREAMS: u32 = 8;
 
 /// How many connections each client has, and may have.
 #[derive(Debug, Clone)]
@@ -107,6 +110,15 @@ pub struct Listener {
     socket: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
     patience: Patience,
+    version: Version,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Http1,
+    /// Without an upgrade first, as gRPC does in clear.
+    Http2,
 }
 
 impl Listener {
@@ -123,7 +135,15 @@ impl Listener {
             socket,
             tls: tls.map(Arc::new),
             patience: Patience::default(),
+            version: Version::Http1,
         })
+    }
+
+    /// The same, for gRPC.
+    #[must_use]
+    pub fn for_grpc(mut self) -> Self {
+        self.version = Version::Http2;
+        self
     }
 
     /// The same with other limits.
@@ -149,6 +169,12 @@ impl Listener {
         let mut connections = JoinSet::new();
         let acceptor = self.tls.map(TlsAcceptor::from);
         let clients = Clients::new(MAX_PER_CLIENT);
+        let streams = TaskTracker::new();
+        let terms = Terms {
+            patience: self.patience,
+            version: self.version,
+            streams: streams.clone(),
+        };
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -163,7 +189,7 @@ impl Listener {
                     };
                     let served = connection(
                         Watched::new(stream, self.patience.stall),
-                        (address, self.patience),
+                        (address, terms.clone()),
                         acceptor.clone(),
                         router.clone(),
                         stop.clone(),
@@ -182,7 +208,11 @@ impl Listener {
             }
         }
         drop(self.socket);
-        let drained = async { while connections.join_next().await.is_some() {} };
+        streams.close();
+        let drained = async {
+            while connections.join_next().await.is_some() {}
+            streams.wait().await;
+        };
         if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
             connections.shutdown().await;
         }
@@ -212,19 +242,69 @@ pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// How a connection is served.
+#[derive(Debug, Clone)]
+struct Terms {
+    patience: Patience,
+    version: Version,
+    /// Requests of HTTP/2 connections, each a task.
+    streams: TaskTracker,
+}
+
+impl Terms {
+    fn builder(&self) -> Builder<Streams> {
+        let mut builder = Builder::new(Streams(self.streams.clone()));
+        match self.version {
+            Version::Http1 => {
+                builder
+                    .http1()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(self.patience.head);
+                builder.http1_only()
+            }
+            Version::Http2 => {
+                builder
+                    .http2()
+                    .timer(TokioTimer::new())
+                    // Who is gone without a word is found out.
+                    .keep_alive_interval(self.patience.stall)
+                    .keep_alive_timeout(self.patience.head)
+                    .max_concurrent_streams(MAX_STREAMS)
+                    .max_header_list_size(16 * 1024)
+                    .initial_stream_window_size(64 * 1024)
+                    .initial_connection_window_size(256 * 1024);
+                builder.http2_only()
+            }
+        }
+    }
+}
+
+/// Runs what HTTP/2 connections need beside themselves; joined when the listener ends.
+#[derive(Debug, Clone)]
+struct Streams(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
 async fn connection(
     stream: Watched,
-    (address, patience): (SocketAddr, Patience),
+    (address, terms): (SocketAddr, Terms),
     acceptor: Option<TlsAcceptor>,
     router: Router,
     stop: CancellationToken,
 ) {
     let Some(acceptor) = acceptor else {
         let agent = None;
-        serve(stream, Peer { address, agent }, patience, router, stop).await;
+        serve(stream, Peer { address, agent }, terms, router, stop).await;
         return;
     };
-    let handshake = tokio::time::timeout(patience.head, acceptor.accept(stream));
+    let handshake = tokio::time::timeout(terms.patience.head, acceptor.accept(stream));
     let stream = tokio::select! {
         () = stop.cancelled() => return,
         done = handshake => match done {
@@ -240,19 +320,15 @@ async fn connection(
     let agent = certificates
         .and_then(|chain| chain.first())
         .and_then(agent_identity);
-    serve(stream, Peer { address, agent }, patience, router, stop).await;
+    serve(stream, Peer { address, agent }, terms, router, stop).await;
 }
 
-async fn serve<S>(
-    stream: S,
-    peer: Peer,
-    patience: Patience,
-    router: Router,
-    stop: CancellationToken,
-) where
+async fn serve<S>(stream: S, peer: Peer, terms: Terms, router: Router, stop: CancellationToken)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let address = peer.address;
+    let patience = terms.patience;
     let service = router.map_request(move |mut request: hyper::Request<_>| {
         request.extensions_mut().insert(peer.clone());
         request
@@ -262,11 +338,7 @@ async fn serve<S>(
             request.map(|body| axum::body::Body::new(Arriving::new(body, patience.stall)))
         },
     ));
-    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(patience.head);
+    let builder = terms.builder();
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

@@ -20,8 +20,13 @@ pub const REDACTED: &str = "(redacted)";
 /// Name of the variable that holds the phone-home token.
 pub(super) const PHONE_HOME: &str = "phone_home";
 
+/// Name of the variable that says where Talos reports.
+const EVENT_SINK: &str = "event_sink";
+
 /// Names at the top of every context.
-pub(super) const ROOTS: &[&str] = &["machine", "image", "run", "server", PHONE_HOME, URLS];
+pub(super) const ROOTS: &[&str] = &[
+    "machine", "image", "run", "server", PHONE_HOME, EVENT_SINK, URLS,
+];
 
 /// Every dotted variable that a template may use; a trailing `.*` means: anything below.
 #[must_use]
@@ -68,6 +73,8 @@ pub fn known_variables() -> &'static [&'static str] {
         "phone_home",
         "phone_home.url",
         "phone_home.token",
+        "event_sink",
+        "event_sink.endpoint",
         "render",
         "config_url",
         "range",
@@ -183,6 +190,22 @@ impl Context {
         let urls = Value::from_dyn_object(self.urls.clone());
         self.roots.insert(URLS, urls);
         self
+    }
+
+    /// With an event sink at `endpoint`, host and port; without, the variable is undefined.
+    #[must_use]
+    pub fn with_event_sink(mut self, endpoint: Option<&str>) -> Self {
+        if let Some(endpoint) = endpoint {
+            let sink = serde_json::json!({ "endpoint": endpoint });
+            self.roots.insert(EVENT_SINK, Value::from(Serde(sink)));
+        }
+        self
+    }
+
+    /// Whether there is an event sink.
+    #[must_use]
+    pub fn has_event_sink(&self) -> bool {
+        self.roots.contains_key(EVENT_SINK)
     }
 
     pub(super) fn value(&self) -> Value {

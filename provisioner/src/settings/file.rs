@@ -22,8 +22,15 @@ pub(super) struct SettingsFile {
     pub tftp: Option<bool>,
     pub agent_silence: Option<Spanned<String>>,
     pub plain_config_urls: Option<bool>,
+    pub event_sink: Option<ListenFile>,
     pub images: Option<ImagesFile>,
     pub events: Option<EventsFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ListenFile {
+    pub listen: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,7 +1,7 @@
 //! `images:` of the settings: what images must bring along, where the image port listens and how
 //! much it may send.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,15 +60,7 @@ impl Merge<'_> {
     ) -> Result<ImageSettings, SettingsError> {
         let flag = self.flags.images_listen.as_ref();
         let listen = match self.pick("--images-listen", flag, raw.listen.as_ref()) {
-            Some(given) => {
-                let address = listen(&given, own.ip)?;
-                if let Some((what, port)) = taken.iter().find(|(_, p)| *p == address.port()) {
-                    return Err(given.refuse(format!(
-                        "the {what} port is {port} too: expected another one"
-                    )));
-                }
-                Some(address)
-            }
+            Some(given) => Some(self.listen(&given, own.ip, &taken)?),
             None => None,
         };
         let plain = raw.plain.unwrap_or(true) && !self.flags.no_plain_images;
@@ -98,25 +90,6 @@ impl Merge<'_> {
                 total: limit(raw.limit_total)?,
             },
         })
-    }
-}
-
-/// Reads `:8081`, or `10.77.0.1:8081`.
-fn listen(given: &Given, own: Ipv4Addr) -> Result<SocketAddr, SettingsError> {
-    let bad = || {
-        given.refuse(format!(
-            "\"{}\" is not where to listen: expected :8081 or 10.77.0.1:8081",
-            given.text
-        ))
-    };
-    let (host, port) = given.text.rsplit_once(':').ok_or_else(bad)?;
-    let ip = match host {
-        "" => own,
-        host => host.parse().map_err(|_| bad())?,
-    };
-    match port.parse() {
-        Ok(port @ 1_u16..) => Ok((ip, port).into()),
-        _ => Err(bad()),
     }
 }
 

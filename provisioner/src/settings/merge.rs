@@ -3,12 +3,12 @@
 //! A flag wins over the file, the file over the default. Every refusal names where the value came
 //! from: file, line and column, or the flag.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::{DhcpFile, EventsFile, SettingsFile};
+use super::file::{DhcpFile, EventsFile, ListenFile, SettingsFile};
 use super::interface::{self, Interface};
 use super::{DhcpSettings, EventSettings, Flags, Settings, SettingsError};
 use crate::machine::Cidr;
@@ -172,6 +172,11 @@ impl Merge<'_> {
         };
         let state_dir = path("--state-dir", flags.state_dir.as_ref(), raw.state_dir)
             .unwrap_or_else(|| STATE_DIR.into());
+        let ports = [("boot", boot_port), ("TLS", tls_port)];
+        let images = self.images(raw.images.unwrap_or_default(), address, ports)?;
+        let image_port = images.listen.map(|at| ("image", at.port()));
+        let taken: Vec<_> = ports.into_iter().chain(image_port).collect();
+        let event_sink = self.listener(raw.event_sink, address, &taken)?;
         Ok(Settings {
             password_dirs: self.password_dirs(raw.password_dirs, &state_dir)?,
             state_dir,
@@ -179,11 +184,8 @@ impl Merge<'_> {
                 .unwrap_or_else(|| self.installed_netboot_dir()),
             workflows_dir: path("", None, raw.workflows_dir),
             templates_dir: path("", None, raw.templates_dir),
-            images: self.images(
-                raw.images.unwrap_or_default(),
-                address,
-                [("boot", boot_port), ("TLS", tls_port)],
-            )?,
+            images,
+            event_sink,
             dhcp: self.dhcp(raw.dhcp.unwrap_or_default(), address)?,
             interface,
             address,
@@ -360,6 +362,49 @@ impl Merge<'_> {
             duration::show(*allowed.start()),
             duration::show(*allowed.end())
         )))
+    }
+
+    /// A port that is off unless the file says where it listens.
+    fn listener(
+        &self,
+        raw: Option<ListenFile>,
+        own: Cidr,
+        taken: &[(&str, u16)],
+    ) -> Result<Option<SocketAddr>, SettingsError> {
+        let Some(value) = raw.and_then(|raw| raw.listen) else {
+            return Ok(None);
+        };
+        self.listen(&self.in_file(&value), own.ip, taken).map(Some)
+    }
+
+    /// Reads `:8081`, or `10.77.0.1:8081`; `taken` are the ports of others.
+    pub(super) fn listen(
+        &self,
+        given: &Given,
+        own: Ipv4Addr,
+        taken: &[(&str, u16)],
+    ) -> Result<SocketAddr, SettingsError> {
+        let bad = || {
+            given.refuse(format!(
+                "\"{}\" is not where to listen: expected :8081 or 10.77.0.1:8081",
+                given.text
+            ))
+        };
+        let (host, port) = given.text.rsplit_once(':').ok_or_else(bad)?;
+        let ip = match host {
+            "" => own,
+            host => host.parse().map_err(|_| bad())?,
+        };
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(bad)?;
+        if let Some((what, _)) = taken.iter().find(|(_, other)| *other == port) {
+            let message = format!("the {what} port is {port} too: expected another one");
+            return Err(given.refuse(message));
+        }
+        Ok((ip, port).into())
     }
 
     /// Boot files are beside the program when it was installed by hand, else where packages

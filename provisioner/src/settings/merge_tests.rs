@@ -248,6 +248,7 @@ fn the_reference_file_tells_the_defaults() {
         settings.templates_dir.take().unwrap(),
         Path::new("/etc/anneal/templates")
     );
+    assert!(settings.event_sink.take().is_some());
     assert!(!std::mem::take(&mut settings.images.trusted_keys).is_empty());
     assert!(settings.images.limits.per_machine.take().is_some());
     assert!(settings.images.limits.total.take().is_some());
@@ -273,6 +274,7 @@ fn the_reference_file_tells_the_defaults() {
         "dhcp",
         "tftp",
         "agent_silence",
+        "event_sink",
         "images",
         "  require_proof",
         "  trusted_keys",

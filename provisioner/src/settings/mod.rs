@@ -10,7 +10,7 @@ mod images;
 pub mod interface;
 mod merge;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -132,6 +132,8 @@ pub struct Settings {
     pub agent_silence: Duration,
     /// Templates may ask for config URLs without TLS.
     pub plain_config_urls: bool,
+    /// Where Talos may send its events; off when there is none.
+    pub event_sink: Option<SocketAddr>,
     /// Images.
     pub images: ImageSettings,
     /// How many events are kept.

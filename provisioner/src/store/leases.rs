@@ -76,6 +76,23 @@ impl Store {
             .map_err(during("reading leases"))
     }
 
+    /// The card that holds an address, if its lease counts at `now`.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn leased_to(&self, address: Ipv4Addr, now: Millis) -> Result<Option<Mac>> {
+        let card: Option<String> = sqlx::query_scalar(
+            "SELECT mac FROM leases WHERE address = $1 AND state = $2 AND expires_at > $3",
+        )
+        .bind(address.to_string())
+        .bind(LeaseState::Bound.word())
+        .bind(now.0)
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(during("looking for a lease"))?;
+        Ok(card.and_then(|mac| mac.parse().ok()))
+    }
+
     /// Addresses in quarantine after `now`, with its end.
     ///
     /// # Errors

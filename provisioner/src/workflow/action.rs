@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::caller::{CALLERS, FALLBACKS};
+
 /// The code a step uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -66,6 +68,8 @@ pub enum Kind {
     Partition,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// One of these words, as it stands: never a template, because decisions read it unrendered.
+    Fixed(&'static [&'static str]),
     /// A duration such as `90s`, from one second to a day.
     Duration,
 }
@@ -154,7 +158,10 @@ pub static ACTIONS: &[Spec] = &[
         name: "wait-phone-home",
         runs_on: RunsOn::Daemon,
         destructive: false,
-        params: &[],
+        params: &[
+            optional("by", Kind::Fixed(CALLERS)),
+            optional("fallback", Kind::Fixed(FALLBACKS)),
+        ],
         timeout_minutes: 20,
         retries: 0,
     },

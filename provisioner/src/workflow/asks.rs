@@ -5,12 +5,25 @@ use std::collections::HashMap;
 use anneal_protocol::agent::Progress;
 use anneal_protocol::api::{Page, RunView};
 
+use super::caller::Caller;
 use super::driver::{Engine, EngineError, lock};
+use super::engine::listens_to;
 use super::library::LibraryError;
 use super::plan::{self, Workflow};
 use super::view;
 use crate::clock::now;
 use crate::yaml::YamlError;
+
+/// Whether a run listens to what is said about its machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ear {
+    /// This run does.
+    Open(String),
+    /// The machine's run will, later.
+    NotYet,
+    /// Nobody does.
+    Closed,
+}
 
 impl Engine {
     /// A run with its timeline's phases.
@@ -81,6 +94,23 @@ impl Engine {
             text
         } else {
             format!("its last run ({}): {text}", s.run.workflow)
+        })
+    }
+
+    /// Whether the word of `by` about a machine counts now: whoever it comes from says that the
+    /// installed system is up.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn listens(&self, machine: &str, by: Caller) -> Result<Ear, EngineError> {
+        let Some(run) = self.inner.deps.store.active_run(machine).await? else {
+            return Ok(Ear::Closed);
+        };
+        let s = self.load(&run).await?;
+        Ok(match listens_to(&s) {
+            Ok(Some(wanted)) if wanted == by => Ear::Open(run),
+            Err(later) if later == by => Ear::NotYet,
+            _ => Ear::Closed,
         })
     }
 

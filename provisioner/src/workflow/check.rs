@@ -6,6 +6,7 @@ use anneal_protocol::agent::Inventory;
 use anneal_protocol::disk::{DiskHints, DiskInfo, same_wwn};
 
 use super::action::Action;
+use super::caller::{Caller, Wait};
 use super::plan::{Step, Workflow};
 use crate::machine::Machine;
 use crate::render::ImageFacts;
@@ -32,6 +33,8 @@ pub struct Subject<'a> {
     pub skip: &'a [bool],
     /// Whether any step renders the phone-home token.
     pub token_used: bool,
+    /// Whether the daemon has an event sink.
+    pub event_sink: bool,
 }
 
 /// Checks a workflow against a machine.
@@ -73,14 +76,37 @@ pub fn check(workflow: &Workflow, subject: &Subject<'_>) -> Findings {
             image.name, image.version
         ));
     }
-    let waits = main.iter().any(|s| s.uses == Action::WaitPhoneHome);
-    if waits && !subject.token_used {
-        findings.warnings.push(
-            "no step gives the node a phone-home token (`phone_home.token`), so `wait-phone-home` will time out unless the image has one"
-                .to_owned(),
-        );
+    for step in &main {
+        if let Some(wait) = Wait::of(step) {
+            calls(step, wait, subject, &mut findings);
+        }
     }
     findings
+}
+
+/// Whether what must say that the system is up can.
+fn calls(step: &Step, wait: Wait, subject: &Subject<'_>, findings: &mut Findings) {
+    let at = format!("{}: `{}`", step.place, step.name);
+    let machine = &subject.machine.name;
+    if wait.api_port && wait.by != Caller::Talos {
+        let message = format!("{at}: `fallback: api-port` is for `by: talos` only");
+        findings.errors.push(message);
+    }
+    if wait.api_port && subject.machine.nics.iter().all(|nic| nic.address.is_none()) {
+        findings.errors.push(format!(
+            "{at}: `fallback: api-port` needs to know where {machine} is: give a card of it an `address`"
+        ));
+    }
+    match wait.by {
+        Caller::Talos if !subject.event_sink => findings.errors.push(format!(
+            "{at} waits for events of Talos, and there is no event sink: set `event_sink: {{ listen: \":8082\" }}` in anneal.yaml"
+        )),
+        Caller::Token | Caller::Kairos if !subject.token_used => findings.warnings.push(
+            "no step gives the node a phone-home token (`phone_home.token`), so `wait-phone-home` will time out unless the image has one"
+                .to_owned(),
+        ),
+        Caller::Token | Caller::Talos | Caller::Kairos => {}
+    }
 }
 
 /// Whether the agent is there when a step needs it, and gone when a step needs it gone.

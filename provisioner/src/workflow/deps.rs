@@ -42,6 +42,8 @@ pub struct EngineDeps {
     pub node_url: String,
     /// The boot listener's address, `http://10.77.0.1:8080`, if configuration may be fetched there.
     pub plain_config_url: Option<String>,
+    /// The event sink as machines reach it, `10.77.0.1:8082`; none when it is off.
+    pub event_sink: Option<String>,
     /// The daemon's CA, PEM.
     pub ca_pem: String,
     /// Base URL of the image port, `http://10.77.0.1:8081`; none when images go over TLS only.

@@ -7,6 +7,7 @@ use anneal_protocol::time::Millis;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::api_port;
 use super::driver::{Engine, EngineError, Next};
 use super::engine::{Act, Command, Done};
 use super::inputs::{self, Inputs};
@@ -175,6 +176,10 @@ impl Engine {
     }
 
     async fn perform(&self, s: &Snapshot, command: Command) -> Done {
+        if command.act == Act::LookApi {
+            self.look_api(s).await;
+            return Done::NotYet;
+        }
         let left = command.deadline.since(now());
         match tokio::time::timeout(left, self.ask_bmc(s, command)).await {
             Ok(Ok(done)) => done,
@@ -207,6 +212,8 @@ impl Engine {
                 Ok((Inputs::BootDevice(device), _)) => self.boot_once(s, bmc, device).await?,
                 _ => return Err(refused(&bmc.url, "the step does not say which device")),
             },
+            // Not the BMC's.
+            Act::LookApi => return Ok(Done::NotYet),
             Act::LookOff => {
                 if self.inner.deps.bmc.power_state(bmc).await? == PowerState::On {
                     return Ok(Done::NotYet);
@@ -214,6 +221,46 @@ impl Engine {
             }
         }
         Ok(Done::Yes)
+    }
+
+    /// Looks whether Talos answers on its API port, and records it: the next look at the run
+    /// finds the record.
+    async fn look_api(&self, s: &Snapshot) {
+        let nics = &s.plan.machine.nics;
+        let addresses = nics.iter().filter_map(|nic| nic.address);
+        for address in addresses {
+            let address = (address.ip, api_port::PORT).into();
+            let answer = match api_port::look(address).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::debug!(run = s.run.id, error = format!("{error:#}"), "no Talos yet");
+                    continue;
+                }
+            };
+            let message = format!(
+                "no event came, but Talos answers on {address} and asks who is calling: it has its configuration"
+            );
+            let data = serde_json::json!({
+                "os": "Talos Linux",
+                "by": "talos",
+                "evidence": "api-port",
+                "address": address.to_string(),
+                "certificate_sha256": answer.certificate,
+            });
+            let event = Event::new(kind::TALOS_READY, message)
+                .machine(&s.run.machine)
+                .run(&s.run.id);
+            if let Err(error) = self
+                .inner
+                .deps
+                .recorder
+                .record_durably(event.data(data))
+                .await
+            {
+                tracing::warn!(run = s.run.id, %error, "Talos' API port will be looked at again");
+            }
+            return;
+        }
     }
 
     async fn power(&self, s: &Snapshot, bmc: &Bmc, action: PowerAction) -> Result<(), BmcFailure> {

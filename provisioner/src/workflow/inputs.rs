@@ -379,7 +379,7 @@ pub fn check_literal(param: &Param, value: &Value) -> Result<(), String> {
         Kind::Disk => disk_hints(value).map(|_| ()),
         Kind::Image => Ok(()),
         Kind::Partition => check_partition_keys(value),
-        Kind::Word(words) => match value.as_str() {
+        Kind::Word(words) | Kind::Fixed(words) => match value.as_str() {
             Some(word) if words.contains(&word) => Ok(()),
             Some(word) => Err(unknown_word("word", word, words)),
             None => Err(format!("expected one of: {}", words.join(", "))),

@@ -15,6 +15,7 @@
 //! Not here: boot files, DHCP and tokens; they record facts, this module looks at them.
 
 pub mod action;
+pub mod caller;
 pub mod check;
 pub mod duration;
 pub mod engine;
@@ -25,6 +26,7 @@ pub mod run;
 mod secrets;
 
 mod agents;
+mod api_port;
 mod asks;
 mod deps;
 mod drive;
@@ -39,6 +41,8 @@ mod view;
 mod testing;
 
 pub use action::Action;
+pub use asks::Ear;
+pub use caller::Caller;
 pub use deps::{Boxed, EngineDeps, ImageSource, TokenSource};
 pub use driver::{Engine, EngineError};
 pub use engine::{Change, wants_agent};

@@ -204,6 +204,10 @@ impl Reader<'_> {
     fn param(&self, param: &Param, value: &Spanned<serde_json::Value>) -> Result<(), YamlError> {
         let mut templates = false;
         self.templates(&value.value, value, &mut templates)?;
+        if templates && matches!(param.kind, Kind::Fixed(_)) {
+            let message = format!("`{}` is a word, not a template", param.name);
+            return Err(self.error(value, message));
+        }
         let checked_later = templates || (param.kind == Kind::Image);
         if !checked_later {
             inputs::check_literal(param, &value.value).map_err(|m| self.error(value, m))?;

@@ -282,6 +282,16 @@ fn refuses_nonsense_before_power_is_touched() {
             "w.yaml:5: `wait-phone-home` would wait for a system that is never started: put `reboot` or `kexec` before it",
         ),
         (
+            "  - uses: netboot\n  - uses: stream-image\n  - uses: reboot\n  - uses: wait-phone-home\n    with: { by: talos }\n",
+            machine(),
+            "w.yaml:6: `wait-phone-home` waits for events of Talos, and there is no event sink: set `event_sink: { listen: \":8082\" }` in anneal.yaml",
+        ),
+        (
+            "  - uses: netboot\n  - uses: stream-image\n  - uses: reboot\n  - uses: wait-phone-home\n    with: { by: kairos, fallback: api-port }\n",
+            machine(),
+            "w.yaml:6: `wait-phone-home`: `fallback: api-port` is for `by: talos` only",
+        ),
+        (
             "  - uses: netboot\n  - uses: wipe-disk\n",
             no_disk(),
             "machine r1n1 has no disk hints: say which disk to write to",
@@ -365,6 +375,7 @@ fn warns_about_disks_that_the_last_report_makes_doubtful() {
                 inventory: Some(&inventory),
                 skip: &[false; 4],
                 token_used: true,
+                event_sink: false,
             },
         )
     };

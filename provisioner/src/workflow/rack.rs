@@ -508,6 +508,7 @@ impl Rack {
             agent_silence: self.silence,
             node_url: "https://10.77.0.1:8443".into(),
             plain_config_url: None,
+            event_sink: None,
             ca_pem: "PEM".into(),
             image_url: None,
         });

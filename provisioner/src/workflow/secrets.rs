@@ -60,6 +60,7 @@ impl Engine {
             phone_home,
         )
         .with_configs(base, secrets.configs.clone())
+        .with_event_sink(deps.event_sink.as_deref())
     }
 
     /// Makes the tokens that a rendering wants.

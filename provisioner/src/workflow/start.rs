@@ -160,6 +160,7 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
             inventory: inventory.as_ref(),
             skip: &skip,
             token_used: context.token_promised(),
+            event_sink: context.has_event_sink(),
         },
     );
     errors.extend(found);

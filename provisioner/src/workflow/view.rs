@@ -44,6 +44,7 @@ pub fn why(s: &Snapshot, now: Millis) -> String {
                 Act::Power => "switching the power",
                 Act::BootDevice => "setting the boot device",
                 Act::LookOff => "looking whether the machine is off",
+                Act::LookApi => "nothing was heard of Talos: looking whether its API port answers",
             };
             format!("{doing}, until {}", clock_time(command.deadline))
         }
@@ -181,7 +182,9 @@ fn phase_after(row: &EventRow, run: &str, current: Option<usize>) -> Option<Opti
         ("step.running", Some(phase)) if own && uses == "stream-image" && phase != WRITE => WRITE,
         ("step.succeeded", Some(WRITE)) if own && uses == "stream-image" => CONFIG,
         ("step.leaving", Some(phase)) if own && phase != FIRST_BOOT => FIRST_BOOT,
-        (kind::PHONE_HOME, Some(_)) if own => return Some(None),
+        (kind::PHONE_HOME | kind::TALOS_READY | kind::KAIROS_READY, Some(_)) if own => {
+            return Some(None);
+        }
         _ => return None,
     };
     Some(Some(next))

@@ -3,9 +3,11 @@
 use anneal_protocol::time::Millis;
 
 use super::edit::{Edit, after};
-use super::facts::{booted_since, firmware_since, phoned_home_since};
+use super::facts::{booted_since, firmware_since, said_since};
 use super::{Act, Change, Command, Decision, Waiting};
+use crate::event::kind;
 use crate::workflow::action::Action;
+use crate::workflow::caller::{Caller, Wait};
 use crate::workflow::duration;
 use crate::workflow::plan::Step;
 use crate::workflow::run::{PowerMark, Snapshot, StepRow, StepState};
@@ -52,7 +54,42 @@ pub(super) fn decide(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Deci
             now,
         ),
         Action::BootDevice => Decision::Act(command(row, Act::BootDevice, deadline)),
-        _ => waiting(row, "the installed system to phone home", deadline),
+        _ => match Wait::of(step) {
+            Some(wait) => call(s, idx, wait, deadline, now),
+            None => waiting(row, "nothing", deadline),
+        },
+    }
+}
+
+/// Waits for the installed system, and looks at Talos' API port when nothing at all was heard of
+/// it for half of the step's time.
+fn call(s: &Snapshot, idx: usize, wait: Wait, deadline: Millis, now: Millis) -> Decision {
+    let row = &s.steps[idx];
+    let since = installed_at(s, idx);
+    let told = |kind| said_since(s, kind, since);
+    let heard = told(kind::TALOS_EVENT).is_some() || told(kind::TALOS_STATUS).is_some();
+    if wait.api_port && !heard {
+        let begun = row.attempt_at.unwrap_or(now);
+        let half = begun.plus(deadline.since(begun) / 2);
+        if now >= half {
+            return Decision::Act(command(row, Act::LookApi, deadline));
+        }
+        return Decision::Wait(Waiting {
+            what: wait.by.awaited().to_owned(),
+            since: begun,
+            until: Some(deadline),
+            look_at: Some(half),
+        });
+    }
+    let status = told(kind::TALOS_STATUS).filter(|_| wait.by == Caller::Talos);
+    let said = status.and_then(|seen| seen.data["said"].as_str());
+    match said {
+        Some(said) => waiting(
+            row,
+            &format!("{} (it says: {said})", wait.by.awaited()),
+            deadline,
+        ),
+        None => waiting(row, wait.by.awaited(), deadline),
     }
 }
 
@@ -116,7 +153,10 @@ fn arrived(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Option<Change>
             let boot = booted_since(s, row.attempt_at?)?;
             serde_json::json!({ "boot_id": boot.id })
         }
-        Action::WaitPhoneHome => phoned_home_since(s, installed_at(s, idx))?.data.clone(),
+        Action::WaitPhoneHome => {
+            let kind = Wait::of(step)?.by.says();
+            said_since(s, kind, installed_at(s, idx))?.data.clone()
+        }
         _ => return None,
     };
     let mut edit = Edit::of(s);
@@ -156,7 +196,7 @@ pub(super) fn done(s: &Snapshot, command: Command, now: Millis) -> Change {
                 edit.steps[idx].state = StepState::Waiting;
             }
         }
-        Act::Power | Act::BootDevice | Act::LookOff => edit.succeed(idx, None, now),
+        Act::Power | Act::BootDevice | Act::LookOff | Act::LookApi => edit.succeed(idx, None, now),
     }
     edit.into_change()
 }
@@ -166,7 +206,8 @@ fn too_late(step: &Step) -> String {
     match step.uses {
         Action::Netboot => format!("the agent did not start within {allowed}"),
         Action::WaitPhoneHome => {
-            format!("the installed system did not phone home within {allowed}")
+            let by = Wait::of(step).map_or(Caller::Token, |wait| wait.by);
+            format!("{} within {allowed}", by.missed())
         }
         _ => format!("it did not end within {allowed}"),
     }

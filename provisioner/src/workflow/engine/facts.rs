@@ -5,6 +5,7 @@ use anneal_protocol::time::Millis;
 use crate::event::kind;
 use crate::store::Sighting;
 use crate::workflow::action::Action;
+use crate::workflow::caller::{Caller, SIGNS_OF_LIFE, Wait};
 use crate::workflow::run::{Boot, Phase, Snapshot, StepState};
 
 fn millis(ms: i64) -> std::time::Duration {
@@ -39,13 +40,41 @@ pub(super) fn left_since(s: &Snapshot, since: Millis) -> bool {
         s.sighting(kind)
             .is_some_and(|seen| seen.at >= since && matches!(stage(seen), "firmware" | "system"))
     });
-    by_script || by_dhcp || phoned_home_since(s, since).is_some()
+    by_script || by_dhcp || alive_since(s, since)
 }
 
-/// The installed system's call for this run, after a moment.
-pub(super) fn phoned_home_since(s: &Snapshot, since: Millis) -> Option<&Sighting> {
-    s.sighting(kind::PHONE_HOME)
+/// What was said for this run, after a moment.
+pub(super) fn said_since<'a>(s: &'a Snapshot, kind: &str, since: Millis) -> Option<&'a Sighting> {
+    s.sighting(kind)
         .filter(|seen| seen.at >= since && seen.run.as_deref() == Some(s.run.id.as_str()))
+}
+
+/// The installed system said anything for this run, after a moment.
+fn alive_since(s: &Snapshot, since: Millis) -> bool {
+    SIGNS_OF_LIFE
+        .iter()
+        .any(|kind| said_since(s, kind, since).is_some())
+}
+
+/// Who may say now that the installed system is up: while a `wait-phone-home` waits, and while
+/// the machine is on its way to it. `Err`: somebody may, later in this run.
+///
+/// # Errors
+/// Who may speak later.
+pub fn listens_to(s: &Snapshot) -> Result<Option<Caller>, Caller> {
+    let Some(current) = s.current().filter(|_| s.run.state.is_active()) else {
+        return Ok(None);
+    };
+    let next = s.steps[current..]
+        .iter()
+        .filter(|row| row.phase == Phase::Main)
+        .find_map(|row| Some((row.idx, Wait::of(s.plan.step(row.idx)?)?.by)));
+    match next {
+        None => Ok(None),
+        Some((idx, by)) if idx == current => Ok(Some(by)),
+        Some((_, by)) if s.steps[current].state == StepState::Leaving => Ok(Some(by)),
+        Some((_, by)) => Err(by),
+    }
 }
 
 /// When the agent counts as lost if it does not ask for work, and if it does not speak at all.

@@ -16,7 +16,7 @@ use super::run::{PowerMark, RunRow, RunState, Snapshot, StepRow, StepState};
 
 pub use agent::{ResultVerdict, apply_result, dispatch, order_ready, wanted};
 pub use edit::{cancel, fail_now, machine_change, reopen, unusable};
-pub use facts::wants_agent;
+pub use facts::{listens_to, wants_agent};
 pub use returned::returned;
 
 use edit::Edit;
@@ -67,6 +67,8 @@ pub enum Act {
     BootDevice,
     /// Look whether the machine is off.
     LookOff,
+    /// Look whether Talos answers on its API port.
+    LookApi,
 }
 
 /// What a run waits for.
@@ -137,7 +139,7 @@ pub fn settle(s: &Snapshot, command: Command, done: &Done, now: Millis) -> Optio
     // An attempt that ended while the BMC was thinking is not revived by its answer.
     let open = match command.act {
         Act::Netboot | Act::Power => matches!(row.scratch.power, Some(PowerMark::Asked(_))),
-        Act::BootDevice | Act::LookOff => row.state != StepState::Pending,
+        Act::BootDevice | Act::LookOff | Act::LookApi => row.state != StepState::Pending,
     };
     let same = open
         && s.run.state.is_active()

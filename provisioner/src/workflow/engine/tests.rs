@@ -18,6 +18,7 @@ use crate::workflow::plan_tests::{image, machine};
 use crate::workflow::run::{Boot, Presence, RunPlan, StepState};
 use crate::workflow::view::why;
 
+mod callers;
 mod returned;
 
 const T0: Millis = Millis(1_000_000);
