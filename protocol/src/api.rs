@@ -7,6 +7,7 @@ mod image;
 mod ingest;
 mod page;
 mod proof;
+mod render;
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,7 @@ pub use page::{
     TokenPage, WorkflowPage,
 };
 pub use proof::{Evidence, ProofRequest, ProofView};
+pub use render::{CheckOutcome, CheckView, RenderView, RenderedDocument, ValidateView};
 
 /// An error, RFC 9457 (`application/problem+json`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -18,5 +18,6 @@ pub mod settings;
 pub mod store;
 pub mod tftp;
 pub mod token;
+pub mod validate;
 pub mod workflow;
 pub mod yaml;

@@ -13,6 +13,8 @@ use anneal_protocol::machine::Mac;
 mod files;
 pub mod script;
 
+pub use script::agent_arguments;
+
 pub use files::{BootFiles, BootFilesError, INITRAMFS, KERNEL};
 
 /// What a machine that asks over the network is told to start.

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 
 use super::{INITRAMFS, KERNEL, Target};
+use anneal_protocol::cmdline::Boot;
 use anneal_protocol::machine::Mac;
 
 /// Kernel arguments of every agent boot. The last console is `/dev/console`, where the agent
@@ -46,6 +47,12 @@ static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
     env
 });
 
+/// The agent's kernel arguments.
+#[must_use]
+pub fn agent_arguments(boot: &Boot) -> String {
+    format!("{AGENT_ARGUMENTS} {}", boot.to_cmdline())
+}
+
 /// The script for the card `mac`; `base_url` is the boot listener, `http://10.77.0.1:8080`.
 ///
 /// # Errors
@@ -74,7 +81,7 @@ pub fn render(mac: Mac, target: &Target, base_url: &str) -> Result<String, Scrip
                 kernel_url => format!("{base_url}/boot/{KERNEL}"),
                 initramfs_url => format!("{base_url}/boot/{INITRAMFS}"),
                 initramfs => INITRAMFS,
-                arguments => format!("{AGENT_ARGUMENTS} {}", boot.to_cmdline()),
+                arguments => agent_arguments(boot),
             };
             (include_str!("../../../ipxe/agent.ipxe"), context)
         }
@@ -115,7 +122,7 @@ fn check(mac: Mac, what: &'static str, value: &str) -> Result<(), ScriptError> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use anneal_protocol::cmdline::{Address, Boot};
+    use anneal_protocol::cmdline::Address;
 
     use super::*;
 

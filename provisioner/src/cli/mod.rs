@@ -13,6 +13,7 @@ mod apply;
 mod attestation;
 mod audit;
 mod client;
+mod config;
 mod context;
 mod event;
 mod follow;
@@ -26,6 +27,7 @@ mod ingest_meter;
 mod machine;
 mod output;
 mod provision;
+mod render;
 mod run;
 mod screen;
 mod serve;
@@ -73,6 +75,11 @@ enum Command {
     /// Install a machine's image, and follow until its system phoned home
     #[command(visible_alias = "reprovision")]
     Provision(provision::Args),
+    /// Print everything that a machine would get; nothing is made, stored or touched
+    Render(render::Args),
+    /// Check what machines would get, by every check there is
+    #[command(subcommand)]
+    Config(config::Command),
     /// Look at runs, follow, cancel or retry them
     #[command(subcommand)]
     Run(run::Command),
@@ -137,6 +144,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Apply(args) => call(context, |c| apply::apply(c, args, output)),
         Command::Machine(command) => call(context, |c| machine::run(c, command, output)),
         Command::Provision(args) => call(context, |c| provision::provision(c, args, output)),
+        Command::Render(args) => call(context, |c| render::render(c, args, output)),
+        Command::Config(command) => call(context, |c| config::run(c, command, output)),
         Command::Run(command) => call(context, |c| run::run(c, command, output)),
         Command::Workflow(command) => call(context, |c| workflow::run(c, command, output)),
         Command::Image(command) => call(context, |c| image::run(c, command, output)),

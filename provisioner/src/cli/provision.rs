@@ -137,7 +137,7 @@ pub(super) fn show_plan(plan: &Plan) -> String {
 }
 
 /// The rendered parameters; texts of several lines are shown as they will be written.
-fn parameters(number: usize, name: &str, with: &serde_json::Value) -> String {
+pub(super) fn parameters(number: usize, name: &str, with: &serde_json::Value) -> String {
     let Some(map) = with.as_object().filter(|map| !map.is_empty()) else {
         return String::new();
     };

@@ -21,6 +21,8 @@ use anneal_protocol::machine::Mac;
 use anneal_protocol::node::NodeConfig;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use node::repeatable_kernel_arg;
+
 pub use anneal_protocol::net::Cidr;
 pub use anneal_protocol::node::Nic;
 

@@ -13,6 +13,7 @@ use minijinja::{Error, ErrorKind, State};
 use serde::{Deserialize, Serialize};
 
 use super::context::{PHONE_HOME, ROOTS};
+use super::origin::{self, ORIGINS};
 use super::{DEPTH, MAX_DEPTH};
 use crate::yaml::unknown_word;
 
@@ -152,6 +153,7 @@ pub(super) fn config_url(state: &State, subject: &str, options: Kwargs) -> Resul
     lock(&urls.wanted).insert(config.clone());
     if urls.secrets.is_none() && lock(&urls.checked).insert(config) {
         for template in templates {
+            super::family::check_in(state, &template)?;
             check(state, urls, &template)?;
         }
     }
@@ -196,11 +198,12 @@ fn check(state: &State, urls: &Urls, template: &str) -> Result<(), Error> {
     }
     let variables = ROOTS
         .iter()
-        .filter(|root| ![PHONE_HOME, URLS].contains(*root))
+        .filter(|root| ![PHONE_HOME, URLS, ORIGINS].contains(*root))
         .filter_map(|root| Some(((*root).to_owned(), state.lookup(root)?)))
         .chain([
             (PHONE_HOME.to_owned(), urls.phone_home.clone()),
             (URLS.to_owned(), urls.behind()),
+            (ORIGINS.to_owned(), origin::value()),
             (DEPTH.to_owned(), Value::from(depth + 1)),
         ]);
     let variables = Value::from_pairs(variables);

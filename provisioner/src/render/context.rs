@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config_url::{ConfigBase, ConfigRef, URLS, Urls};
 use super::facts;
+use super::origin::{self, ORIGINS};
 use crate::machine::Machine;
 
 /// Stands in for a secret in plans, digests and logs.
@@ -25,7 +26,7 @@ const EVENT_SINK: &str = "event_sink";
 
 /// Names at the top of every context.
 pub(super) const ROOTS: &[&str] = &[
-    "machine", "image", "run", "server", PHONE_HOME, EVENT_SINK, URLS,
+    "machine", "image", "run", "server", PHONE_HOME, EVENT_SINK, URLS, ORIGINS,
 ];
 
 /// Every dotted variable that a template may use; a trailing `.*` means: anything below.
@@ -124,6 +125,7 @@ pub struct Wanted {
 /// The variables of one rendering.
 #[derive(Debug, Clone)]
 pub struct Context {
+    os: Option<String>,
     roots: BTreeMap<&'static str, Value>,
     token_used: Arc<AtomicBool>,
     token_behind_url: Arc<AtomicBool>,
@@ -165,6 +167,7 @@ impl Context {
             ),
             (PHONE_HOME, watch(&token_used)),
             (URLS, Value::from_dyn_object(urls.clone())),
+            (ORIGINS, origin::value()),
         ]);
         if let Some(image) = image {
             let mut facts = serde_json::json!(image);
@@ -172,6 +175,7 @@ impl Context {
             roots.insert("image", Value::from(Serde(facts)));
         }
         Self {
+            os: image.map(|image| image.os.clone()),
             roots,
             token_used,
             token_behind_url,
@@ -206,6 +210,11 @@ impl Context {
     #[must_use]
     pub fn has_event_sink(&self) -> bool {
         self.roots.contains_key(EVENT_SINK)
+    }
+
+    /// Family of the image, if there is one.
+    pub(super) fn os(&self) -> Option<&str> {
+        self.os.as_deref()
     }
 
     pub(super) fn value(&self) -> Value {

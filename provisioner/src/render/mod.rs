@@ -12,7 +12,11 @@
 
 mod config_url;
 mod context;
+mod error;
 mod facts;
+pub mod family;
+pub mod ignition;
+mod origin;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -26,6 +30,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehav
 
 pub use config_url::{ConfigBase, ConfigRef, SEED};
 pub use context::{Context, ImageFacts, PhoneHome, REDACTED, Wanted, known_variables};
+pub use error::RenderError;
 
 /// The built-in data folders, listed by `build.rs`.
 pub(crate) mod data {
@@ -38,40 +43,6 @@ const FUEL: u64 = 500_000;
 const MAX_DEPTH: usize = 8;
 /// Name of the variable that counts the depth.
 const DEPTH: &str = "_depth";
-
-/// Why a template has no text.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: {message}")]
-pub struct RenderError {
-    /// Template, or the place of the text that was rendered.
-    pub file: String,
-    /// Line in it, from 1; 0 when unknown.
-    pub line: usize,
-    /// What is wrong.
-    pub message: String,
-}
-
-impl RenderError {
-    fn from_engine(error: &Error, file: &str) -> Self {
-        let mut message = match error.detail() {
-            Some(detail) => format!("{}: {detail}", error.kind()),
-            None => error.kind().to_string(),
-        };
-        if error.kind() == ErrorKind::OutOfFuel {
-            message = "the template does too much work: does a loop end?".to_owned();
-        }
-        Self {
-            // A sole expression has no name of its own.
-            file: error
-                .name()
-                .filter(|name| *name != "<expression>")
-                .unwrap_or(file)
-                .to_owned(),
-            line: error.line().unwrap_or(0),
-            message,
-        }
-    }
-}
 
 /// Renders templates; made once, shared.
 #[derive(Debug)]
@@ -146,6 +117,7 @@ impl Renderer {
     /// # Errors
     /// When there is no such template, a variable is undefined, or it does too much work.
     pub fn render(&self, template: &str, context: &Context) -> Result<String, RenderError> {
+        family::check(template, context.os()).map_err(|told| RenderError::new(template, told))?;
         self.set()
             .environment
             .get_template(template)
@@ -164,7 +136,7 @@ impl Renderer {
         file: &str,
         context: &Context,
     ) -> Result<serde_json::Value, RenderError> {
-        let fail = |e: &Error| RenderError::from_engine(e, file);
+        let fail = |e: &Error| RenderError::in_text(e, file);
         let Some(expression) = sole_expression(text) else {
             return self
                 .set()
@@ -180,17 +152,11 @@ impl Renderer {
             .and_then(|compiled| compiled.eval(context.value()))
             .map_err(|e| fail(&e))?;
         if value.is_undefined() {
-            return Err(RenderError {
-                file: file.to_owned(),
-                line: 0,
-                message: format!("undefined value: `{expression}`"),
-            });
+            let message = format!("undefined value: `{expression}`");
+            return Err(RenderError::new(file, message));
         }
-        serde_json::to_value(&value).map_err(|e| RenderError {
-            file: file.to_owned(),
-            line: 0,
-            message: format!("`{expression}` has no plain value: {e}"),
-        })
+        serde_json::to_value(&value)
+            .map_err(|e| RenderError::new(file, format!("`{expression}` has no plain value: {e}")))
     }
 
     /// Whether a condition holds, such as `machine.role == "worker"`.
@@ -208,7 +174,7 @@ impl Renderer {
             .compile_expression(expression)
             .and_then(|compiled| compiled.eval(context.value()))
             .map(|value| value.is_true())
-            .map_err(|e| RenderError::from_engine(&e, file))
+            .map_err(|e| RenderError::in_text(&e, file))
     }
 
     /// Variables that a text uses and does not set, dotted: `machine.disk`.
@@ -280,6 +246,7 @@ impl Set {
         environment.add_filter("shquote", shquote);
         environment.add_filter("b64", b64);
         environment.add_filter("toyaml", to_yaml);
+        environment.add_filter("ignition", ignition::filter);
         environment.add_function("render", render_other);
         environment.add_function("config_url", config_url::config_url);
         let names = sources.keys().cloned().collect();
@@ -307,11 +274,10 @@ fn template_name(path: &str) -> String {
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> RenderError {
-    RenderError {
-        file: path.display().to_string(),
-        line: 0,
-        message: format!("cannot be read: {error}"),
-    }
+    RenderError::new(
+        path.display().to_string(),
+        format!("cannot be read: {error}"),
+    )
 }
 
 /// The template files below a folder, sorted.
@@ -360,7 +326,10 @@ fn render_other(state: &State, name: &str) -> Result<String, Error> {
         .filter_map(|root| Some(((*root).to_owned(), state.lookup(root)?)))
         .chain([(DEPTH.to_owned(), Value::from(depth + 1))]);
     let variables = Value::from_pairs(variables);
-    state.env().get_template(name)?.render(variables)
+    family::check_in(state, name)?;
+    let text = state.env().get_template(name)?.render(variables)?;
+    origin::note(state, name, &text);
+    Ok(text)
 }
 
 /// One word for a POSIX shell, whatever the text holds.

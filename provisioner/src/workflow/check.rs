@@ -10,6 +10,7 @@ use super::caller::{Caller, Wait};
 use super::plan::{Step, Workflow};
 use crate::machine::Machine;
 use crate::render::ImageFacts;
+use crate::render::family::canonical;
 
 /// What the check found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -66,6 +67,9 @@ pub fn check(workflow: &Workflow, subject: &Subject<'_>) -> Findings {
             step.place, step.name
         ));
     }
+    if let Some(image) = subject.image {
+        family(workflow, image, &mut findings);
+    }
     let destructive = main.iter().any(|s| s.uses.spec().destructive);
     if destructive {
         disks(subject, &mut findings);
@@ -106,6 +110,21 @@ fn calls(step: &Step, wait: Wait, subject: &Subject<'_>, findings: &mut Findings
                 .to_owned(),
         ),
         Caller::Token | Caller::Talos | Caller::Kairos => {}
+    }
+}
+
+/// Whether the workflow is for the image's family.
+fn family(workflow: &Workflow, image: &ImageFacts, findings: &mut Findings) {
+    let os = canonical(&image.os);
+    if !workflow.os.is_empty() && !workflow.os.iter().any(|family| family == os) {
+        findings.errors.push(format!(
+            "{}: workflow {} is for {}, and image {}@{} is {os}: use another workflow or image",
+            workflow.os_place,
+            workflow.name,
+            workflow.os.join(", "),
+            image.name,
+            image.version,
+        ));
     }
 }
 

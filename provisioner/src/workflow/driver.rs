@@ -174,6 +174,15 @@ impl Engine {
         request: &StartRun,
         run: &str,
     ) -> Result<Prepared, StartError> {
+        prepare(self.material(request, run).await?)
+    }
+
+    /// What a plan is made from, as it is now; secrets redacted.
+    pub(super) async fn material(
+        &self,
+        request: &StartRun,
+        run: &str,
+    ) -> Result<Material<'_>, StartError> {
         let deps = &self.inner.deps;
         // Templates that somebody has just edited count, and broken ones are told here.
         deps.renderer
@@ -207,7 +216,7 @@ impl Engine {
             ),
         };
         let context = self.context(&row.machine, image.as_ref(), run, &Secrets::redacted());
-        prepare(Material {
+        Ok(Material {
             machine: row.machine,
             state: row.state,
             inventory: row.inventory,

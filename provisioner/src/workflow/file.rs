@@ -16,6 +16,9 @@ pub struct File {
     /// One sentence for lists.
     #[serde(default)]
     pub description: Option<String>,
+    /// Families of systems that it is for; all when absent.
+    #[serde(default)]
+    pub os: Vec<Spanned<String>>,
     /// Of the whole run.
     #[serde(default)]
     pub timeout: Option<Spanned<String>>,

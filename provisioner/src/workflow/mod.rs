@@ -22,8 +22,10 @@ pub mod engine;
 pub mod file;
 pub mod inputs;
 pub mod plan;
+mod rendered;
 pub mod run;
 mod secrets;
+pub mod texts;
 
 mod agents;
 mod api_port;
@@ -47,6 +49,7 @@ pub use deps::{Boxed, EngineDeps, ImageSource, TokenSource};
 pub use driver::{Engine, EngineError};
 pub use engine::{Change, wants_agent};
 pub use library::{DEFAULT, LibraryError};
+pub use rendered::{Shown, texts_of};
 pub use run::{RunState, Snapshot, StepRow, StepState};
 pub use start::{StartError, StartRun};
 

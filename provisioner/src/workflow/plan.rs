@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::action::{ACTIONS, Action, Kind, Param};
 use super::file::{self, FileStep};
 use super::{duration, inputs};
-use crate::render::{Renderer, known_variables};
+use crate::render::{Renderer, family, known_variables};
 use crate::yaml::{Spanned, YamlError, unknown_word};
 
 /// Timeout of a run whose workflow names none.
@@ -30,6 +30,12 @@ pub struct Workflow {
     /// One sentence for lists.
     #[serde(default)]
     pub description: String,
+    /// Families of systems that it is for; empty: all.
+    #[serde(default)]
+    pub os: Vec<String>,
+    /// Where that is written, `file:line`.
+    #[serde(default)]
+    pub os_place: String,
     /// Timeout of the whole run, milliseconds.
     pub timeout_ms: u64,
     /// Steps, in order.
@@ -102,12 +108,18 @@ pub fn parse(text: &str, file_name: &str, renderer: &Renderer) -> Result<Workflo
         return Err(reader.error(&raw.steps, message));
     }
     let timeout = reader.duration(raw.timeout.as_ref(), RUN_TIMEOUT)?;
+    for os in &raw.os {
+        reader.family(os)?;
+    }
+    let os_line = raw.os.first().map_or(0, |os| os.referenced.line());
     let steps = |steps: Vec<FileStep>| -> Result<Vec<Step>, YamlError> {
         steps.into_iter().map(|step| reader.step(step)).collect()
     };
     Ok(Workflow {
         name: raw.name.value.clone(),
         description: raw.description.unwrap_or_default(),
+        os: raw.os.into_iter().map(|os| os.value).collect(),
+        os_place: format!("{file_name}:{os_line}"),
         timeout_ms: millis(timeout),
         steps: steps(raw.steps.value)?,
         on_failure: steps(raw.on_failure)?,
@@ -122,6 +134,22 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn error<T>(&self, place: &Spanned<T>, message: impl Into<String>) -> YamlError {
         YamlError::at(self.file, place.referenced, message)
+    }
+
+    /// A word that `anneal image add --os` takes; a near miss of a known one is a slip.
+    fn family(&self, os: &Spanned<String>) -> Result<(), YamlError> {
+        let word = os.value.as_str();
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if word.is_empty() || !word.bytes().all(plain) {
+            return Err(self.error(os, "expected a family of systems, such as `flatcar`"));
+        }
+        match family::slip(word) {
+            Some(meant) => Err(self.error(
+                os,
+                format!("unknown family `{word}`, did you mean `{meant}`?"),
+            )),
+            None => Ok(()),
+        }
     }
 
     fn step(&self, raw: FileStep) -> Result<Step, YamlError> {

@@ -2,7 +2,7 @@
 //! loses power.
 
 use anneal_protocol::agent::Inventory;
-use anneal_protocol::api::{Plan, PlannedStep};
+use anneal_protocol::api::{Plan, PlannedStep, RenderedDocument};
 use anneal_protocol::machine::MachineState;
 
 use super::action::{Action, RunsOn};
@@ -11,6 +11,7 @@ use super::inputs;
 use super::library::LibraryError;
 use super::plan::Workflow;
 use super::run::RunPlan;
+use super::texts::{documents, lint, texts};
 use crate::machine::Machine;
 use crate::render::{Context, ImageFacts, Renderer};
 use crate::store::StoreError;
@@ -71,10 +72,12 @@ pub struct Prepared {
     pub plan: RunPlan,
     /// The same for people.
     pub shown: Plan,
+    /// The documents behind config URLs.
+    pub documents: Vec<RenderedDocument>,
 }
 
 /// What a plan is made from. Pure input of [`prepare`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Material<'a> {
     /// The machine.
     pub machine: Machine,
@@ -149,9 +152,13 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
             destructive: spec.destructive,
         });
     }
+    let documents = documents(renderer, &context).unwrap_or_else(|failed| {
+        errors.extend(failed.iter().map(ToString::to_string));
+        Vec::new()
+    });
     let Findings {
         errors: found,
-        warnings,
+        mut warnings,
     } = check::check(
         &workflow,
         &Subject {
@@ -164,6 +171,9 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
         },
     );
     errors.extend(found);
+    let (found, more) = lint(&machine, &texts(&steps, &documents));
+    errors.extend(found);
+    warnings.extend(more);
     errors.dedup();
     if !errors.is_empty() {
         return Err(StartError::Refused(errors));
@@ -183,7 +193,11 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
         skip,
         state_before: state,
     };
-    Ok(Prepared { plan, shown })
+    Ok(Prepared {
+        plan,
+        shown,
+        documents,
+    })
 }
 
 /// Whether a workflow needs an image.

@@ -15,6 +15,7 @@ pub mod ingests;
 pub mod keys;
 pub mod machines;
 pub mod openapi;
+pub mod render;
 pub mod runs;
 pub mod tokens;
 pub mod workflows;
@@ -79,6 +80,8 @@ pub fn router(shared: &Shared) -> Router {
         )
         .route("/api/v1/machines/{name}/provision", post(runs::provision))
         .route("/api/v1/machines/{name}/reprovision", post(runs::provision))
+        .route("/api/v1/machines/{name}/render", get(render::render))
+        .route("/api/v1/machines/{name}/validate", get(render::validate))
         .route("/api/v1/inventory", post(machines::apply))
         .route("/api/v1/runs", get(runs::list))
         .route("/api/v1/runs/{id}", get(runs::show))

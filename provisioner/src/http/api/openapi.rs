@@ -10,6 +10,7 @@ use utoipa::{Modify, OpenApi};
     info(title = "anneal", description = "Bare-metal provisioning for immutable operating systems"),
     paths(
         super::machines::list, super::machines::show, super::machines::remove, super::machines::apply,
+        super::render::render, super::render::validate,
         super::runs::provision, super::runs::list, super::runs::show, super::runs::cancel, super::runs::retry,
         super::workflows::list, super::workflows::validate,
         super::events::log, super::events::stream,

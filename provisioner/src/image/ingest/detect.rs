@@ -5,6 +5,7 @@
 //! the file systems is not looked at.
 
 use super::IngestError;
+use crate::render::family::canonical;
 
 /// A GPT partition: as much as telling systems apart needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +123,7 @@ fn families(partitions: &[Partition]) -> Vec<&'static str> {
     } else if begins("COS_") {
         vec!["kairos"]
     } else if has("boot") && has("root") && has("EFI-SYSTEM") {
-        vec!["fedora-coreos", "rhcos", "scos"]
+        vec!["fcos", "rhcos", "scos"]
     } else {
         Vec::new()
     }
@@ -148,7 +149,7 @@ fn version(family: &str, name: &str) -> Option<String> {
             .filter_map(|part| part.strip_prefix('v'))
             .find(|part| part.split('-').next().is_some_and(|word| dotted(&word))),
         // fedora-coreos-41.20250105.3.0-metal.x86_64.raw.xz
-        "fedora-coreos" | "rhcos" | "scos" => name.rsplit('/').next()?.split('-').find(dotted),
+        "fcos" | "rhcos" | "scos" => name.rsplit('/').next()?.split('-').find(dotted),
         // bottlerocket-metal-k8s-1.29-x86_64-1.26.1-943d9a41.img.lz4
         "bottlerocket" => name.rsplit('/').next()?.split('-').rev().find(dotted),
         // kairos-opensuse-leap-15.6-core-amd64-generic-v3.2.1.raw
@@ -188,6 +189,7 @@ pub fn choose(
     annotated_version: Option<&str>,
 ) -> Result<System, IngestError> {
     let found = detected.families.first().copied();
+    let asked = asked.map(canonical);
     let os = match (asked, found) {
         (Some(asked), Some(found)) if !detected.families.contains(&asked) && !force => {
             return Err(IngestError::System(format!(
@@ -258,7 +260,7 @@ mod tests {
             (
                 &["BIOS-BOOT", "EFI-SYSTEM", "boot", "root"],
                 "fedora-coreos-41.20250105.3.0-metal.x86_64.raw.xz",
-                Some("fedora-coreos"),
+                Some("fcos"),
                 Some("41.20250105.3.0"),
             ),
             (

@@ -9,5 +9,7 @@
 mod read;
 mod values;
 
+pub(crate) use read::repeatable_kernel_arg;
+
 #[cfg(test)]
 mod tests;

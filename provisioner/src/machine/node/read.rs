@@ -35,7 +35,7 @@ const REPEATED: &[&str] = &[
 
 /// Whether giving an argument of this name twice is usual.
 #[must_use]
-pub fn is_repeated(name: &str) -> bool {
+pub fn repeatable_kernel_arg(name: &str) -> bool {
     REPEATED.contains(&name) || name.starts_with("rd.") || name.starts_with("talos.")
 }
 
@@ -278,7 +278,7 @@ impl Reader<'_> {
             self.value(entry, values::kernel_arg)?;
             let (name, value) = entry.value.split_once('=').unwrap_or((&entry.value, ""));
             let before = values.insert(name, value);
-            if before.is_some_and(|before| before != value) && !is_repeated(name) {
+            if before.is_some_and(|before| before != value) && !repeatable_kernel_arg(name) {
                 let told = format!(
                     "kernel argument `{name}` is given twice with different values: the kernel \
                      would take one of them"

@@ -1,0 +1,115 @@
+//! What a machine would get, and whether its readers would take it. Changes nothing.
+
+use anneal_protocol::api::{Problem, RenderView, Role, ValidateView};
+use anneal_protocol::cmdline::{Address, Boot};
+use axum::Json;
+use axum::extract::{Path, Query, State};
+
+use super::auth::Caller;
+use crate::app::Shared;
+use crate::clock::now;
+use crate::http::problem::ApiResult;
+use crate::validate;
+use crate::workflow::{Action, Shown, StartRun};
+use crate::{boot, render};
+
+/// What to render.
+#[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct RenderQuery {
+    /// Workflow; default: the machine's, else `install-image`.
+    pub workflow: Option<String>,
+    /// Image `name@version`; default: the machine's.
+    pub image: Option<String>,
+    /// Texts of the shape of secrets instead of `(redacted)`; admins only.
+    #[serde(default)]
+    pub show_secrets: bool,
+}
+
+impl RenderQuery {
+    fn request(self, machine: String, caller: Caller) -> StartRun {
+        StartRun {
+            machine,
+            workflow: self.workflow,
+            image: self.image,
+            requested_by: caller.name,
+        }
+    }
+}
+
+/// Everything that a machine would get: parameters and texts of every step, documents behind
+/// config URLs, the agent's kernel arguments. No token is made for it.
+#[utoipa::path(get, path = "/api/v1/machines/{name}/render", tag = "machines",
+    params(("name" = String, Path), RenderQuery),
+    responses((status = 200, body = RenderView), (status = 404, body = Problem), (status = 422, body = Problem)))]
+pub async fn render(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(query): Query<RenderQuery>,
+) -> ApiResult<Json<RenderView>> {
+    let shown = match query.show_secrets {
+        true => Shown::Placeholders,
+        false => Shown::Redacted,
+    };
+    caller.must_be(match shown {
+        Shown::Redacted => Role::Viewer,
+        Shown::Placeholders => Role::Admin,
+    })?;
+    let request = query.request(name, caller);
+    let mut view = shared.engine.rendered(&request, shown).await?;
+    view.agent_arguments = agent_arguments(&shared, &view).await?;
+    Ok(Json(view))
+}
+
+/// All checks of what a machine would get: templates, workflow, the boundary of the system, and the
+/// systems' own validators where they are installed beside the daemon.
+#[utoipa::path(get, path = "/api/v1/machines/{name}/validate", tag = "machines",
+    params(("name" = String, Path), RenderQuery),
+    responses((status = 200, body = ValidateView), (status = 404, body = Problem)))]
+pub async fn validate(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(query): Query<RenderQuery>,
+) -> ApiResult<Json<ValidateView>> {
+    let request = query.request(name.clone(), caller);
+    let rendered = shared.engine.rendered(&request, Shown::Placeholders).await;
+    let schemas = shared.settings.state_dir.join("schemas");
+    Ok(Json(validate::machine(&name, rendered, &schemas).await?))
+}
+
+/// What the boot script would hand to the agent's kernel, were the run started now.
+async fn agent_arguments(shared: &Shared, view: &RenderView) -> ApiResult<Option<String>> {
+    let netboot = Action::Netboot.spec().name;
+    if !view
+        .steps
+        .iter()
+        .any(|step| step.runs && step.uses == netboot)
+    {
+        return Ok(None);
+    }
+    let Some(row) = shared.store.machine(&view.machine).await? else {
+        return Ok(None);
+    };
+    let Some(nic) = row.machine.boot_nic() else {
+        return Ok(None);
+    };
+    let dhcp = shared.settings.dhcp.as_ref();
+    let boot = Boot {
+        server: shared.engine.server_url().to_owned(),
+        ca_sha256: shared.pki.ca_sha256(),
+        token: render::REDACTED.to_owned(),
+        machine: view.machine.clone(),
+        run: render::REDACTED.to_owned(),
+        time_secs: now().0 / 1000,
+        mac: nic.mac,
+        address: nic.address.map(|address| Address {
+            ip: address.ip,
+            prefix: address.prefix,
+            gateway: dhcp.and_then(|dhcp| dhcp.router),
+        }),
+    };
+    Ok(Some(boot::agent_arguments(&boot)))
+}

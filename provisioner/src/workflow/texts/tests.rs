@@ -1,0 +1,132 @@
+//! What a machine would get, taken apart and judged.
+
+use serde_json::json;
+
+use super::*;
+use crate::workflow::plan_tests::machine;
+
+fn text(path: &str, text: &str) -> Text {
+    Text {
+        place: format!("step 2 `config` {path}"),
+        path: path.into(),
+        text: text.into(),
+    }
+}
+
+/// Errors and warnings for a machine with a kernel argument of its own.
+fn linted(texts: &[Text]) -> (Vec<String>, Vec<String>) {
+    let mut machine = machine();
+    machine.config.kernel_args = vec!["mitigations=auto".into(), "console=ttyS0".into()];
+    lint(&machine, texts)
+}
+
+fn ignition(files: serde_json::Value, arguments: serde_json::Value) -> Text {
+    let document = json!({
+        "ignition": { "version": "3.3.0" },
+        "storage": { "files": files },
+        "kernelArguments": { "shouldExist": arguments },
+    });
+    text("/config.ign", &document.to_string())
+}
+
+#[test]
+fn what_belongs_to_the_cluster_is_warned_about() {
+    let yaml = "files:\n  - path: /opt/start.sh\n    compress: gzip\n    contents: |\n      #!/bin/sh\n      kubectl apply -f x.yaml\n";
+    let spec = "3.3.0".parse().unwrap();
+    let packed = crate::render::ignition::convert(yaml, "t", spec).unwrap();
+    for (text, expected) in [
+        (
+            text("/config.ign", &packed),
+            "step 2 `config` /config.ign: /opt/start.sh: `kubectl apply` changes the cluster",
+        ),
+        (
+            ignition(
+                json!([{ "path": "/var/lib/rancher/k3s/server/manifests/a.yaml", "contents": { "source": "data:,a" } }]),
+                json!([]),
+            ),
+            "/var/lib/rancher/k3s/server/manifests/a.yaml is a manifest",
+        ),
+        (
+            text(
+                "/user-data",
+                "#cloud-config\nruncmd:\n  - helm install x y\n",
+            ),
+            "step 2 `config` /user-data: `helm install`",
+        ),
+        (
+            text("/a.yaml", "apiVersion: apps/v1\nkind: Deployment\n"),
+            "a Deployment is a workload",
+        ),
+        (
+            text(
+                "/talos",
+                "version: v1alpha1\ncluster:\n  inlineManifests: []\n---\nkind: X\n",
+            ),
+            "`cluster.inlineManifests` are manifests",
+        ),
+    ] {
+        let (errors, warnings) = linted(&[text]);
+        assert_eq!(errors, Vec::<String>::new());
+        assert!(
+            warnings.iter().any(|warning| warning.contains(expected)),
+            "{expected}: {warnings:?}"
+        );
+    }
+    let harmless = text(
+        "/user-data",
+        "#cloud-config\nhostname: r1n1\n# kubectl apply is not for us\n",
+    );
+    assert_eq!(linted(&[harmless]), (vec![], vec![]));
+}
+
+#[test]
+fn a_kernel_argument_has_one_place() {
+    let errors = |arguments: serde_json::Value| linted(&[ignition(json!([]), arguments)]).0;
+    assert_eq!(
+        errors(json!([
+            "mitigations=auto",
+            "console=ttyS0",
+            "console=tty0",
+            "quiet"
+        ])),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        errors(json!(["mitigations=off"])),
+        [
+            "step 2 `config` /config.ign kernel_args: kernel argument `mitigations` is set here and, otherwise, in the `kernel_args` of machine r1n1: leave it in one place"
+        ]
+    );
+    assert_eq!(
+        errors(json!(["quiet", "quiet"])),
+        ["step 2 `config` /config.ign kernel_args: kernel argument `quiet` is set twice"]
+    );
+    let talos = text(
+        "/t",
+        "machine:\n  install:\n    extraKernelArgs: [ mitigations=off ]\n",
+    );
+    assert_eq!(linted(&[talos]).0.len(), 1);
+}
+
+#[test]
+fn a_reservation_has_one_place() {
+    let flags = json!({ "path": "/etc/default/kubelet", "contents": { "source": "data:,--system-reserved%3Dcpu%3D1" } });
+    let config = json!({ "path": "/etc/kubelet.yaml", "contents": { "source": "data:,systemReserved:%0A%20%20cpu: 1" } });
+    assert_eq!(
+        linted(&[ignition(json!([flags]), json!([]))]).0,
+        Vec::<String>::new()
+    );
+    let (errors, _) = linted(&[ignition(json!([flags, config]), json!([]))]);
+    assert_eq!(
+        errors,
+        [
+            "system-reserved is set in 2 places: step 2 `config` /config.ign: /etc/default/kubelet and step 2 `config` /config.ign: /etc/kubelet.yaml; leave it in one"
+        ]
+    );
+    let cloud = "#cloud-config\nwrite_files:\n  - path: /etc/kubelet.yaml\n    content: |\n      systemReserved: { cpu: 1 }\n";
+    assert_eq!(
+        linted(&[text("/user-data", cloud)]).0,
+        Vec::<String>::new(),
+        "one place, though inside another"
+    );
+}
