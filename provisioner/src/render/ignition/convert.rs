@@ -94,9 +94,12 @@ impl Writer<'_> {
                 self.optional(document.replace.as_ref(), |it, one| it.reference(one))?,
             ),
         ]);
-        let authorities = self.all(&document.certificate_authorities, |it, one| {
-            it.authority(one)
-        })?;
+        let own = document.ca.iter().map(|pem| Ok(trusted(&pem.value)));
+        let others = document.certificate_authorities.iter();
+        let authorities = own
+            .chain(others.map(|authority| self.authority(authority)))
+            .collect::<Checked<Vec<_>>>()?;
+        let authorities = Value::from(authorities);
         let tls = object([("certificateAuthorities", authorities)]);
         Ok(object([
             (
@@ -449,11 +452,7 @@ impl Writer<'_> {
     fn authority(&self, authority: &Authority) -> Checked<Value> {
         let hash = authority.hash.as_ref();
         match (&authority.contents, &authority.source) {
-            (Some(text), None) if hash.is_none() => {
-                // Compressed authorities came with 3.1, so none is.
-                let inline = contents::inline(&text.value, Some(Compress::None));
-                Ok(json!({ "source": inline.url }))
-            }
+            (Some(text), None) if hash.is_none() => Ok(trusted(&text.value)),
             (None, Some(source)) => Ok(object([
                 ("source", self.source(source, hash)?),
                 ("verification", self.verification(hash)?),
@@ -468,6 +467,11 @@ impl Writer<'_> {
             }
         }
     }
+}
+
+/// An authority in the document. Compressed ones came with 3.1, so none is.
+fn trusted(pem: &str) -> Value {
+    json!({ "source": contents::inline(pem, Some(Compress::None)).url })
 }
 
 fn owner(owner: Option<&Spanned<Owner>>) -> Value {

@@ -26,6 +26,10 @@ pub struct Document {
     #[serde(default)]
     pub merge: Vec<Reference>,
     pub replace: Option<Reference>,
+    /// Certificates to trust, PEM.
+    #[serde(default)]
+    pub ca: Vec<Spanned<String>>,
+    /// The same by URL.
     #[serde(default)]
     pub certificate_authorities: Vec<Authority>,
 }

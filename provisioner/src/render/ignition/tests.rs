@@ -48,6 +48,7 @@ kernel_args:
   should_not_exist: [ debug ]
 merge:
   - { source: "https://10.77.0.1:8443/more.ign" }
+ca: [ "OWN\n" ]
 certificate_authorities:
   - contents: "PEM\n"
 "#;
@@ -79,7 +80,7 @@ fn everything_at_once() {
         "ignition": {
             "version": "3.4.0",
             "config": { "merge": [ { "source": "https://10.77.0.1:8443/more.ign" } ] },
-            "security": { "tls": { "certificateAuthorities": [ { "source": "data:,PEM%0A" } ] } },
+            "security": { "tls": { "certificateAuthorities": [ { "source": "data:,OWN%0A" }, { "source": "data:,PEM%0A" } ] } },
         },
         "kernelArguments": { "shouldExist": ["quiet", "console=ttyS0"], "shouldNotExist": ["debug"] },
         "passwd": { "users": [ {
