@@ -33,6 +33,9 @@ cryptsetup-bin|veritysetup: hash tree of the read-only root
 dosfstools|EFI system partition and configuration partition
 mtools|puts files into them without mounting
 e2fsprogs|state partition
+xfsprogs|XFS partitions in the tests of the agent
+btrfs-progs|Btrfs partitions in the tests of the agent
+attr|security labels of files in the tests of the agent
 gdisk|sgdisk: partition table of the image
 python3|part of the image builder
 zstd|compressed images and initramfs

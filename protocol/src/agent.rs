@@ -162,6 +162,22 @@ pub enum AgentAction {
         #[serde(default)]
         gid: u32,
     },
+    /// Edit the kernel arguments of every boot loader entry (Boot Loader Specification, type 1:
+    /// `loader/entries/*.conf`) on a file system of the installed disk. Result:
+    /// [`BootArgumentsResult`].
+    BootArguments {
+        /// Which disk the partition must be on.
+        disk: DiskSelector,
+        /// The partition that holds `loader/entries`.
+        partition: PartitionRef,
+        /// Arguments that each entry has afterwards. May hold secrets: never logged.
+        #[serde(default)]
+        add: Vec<String>,
+        /// Arguments that no entry has afterwards, as they stand there, or `key=*` for every
+        /// value of a key.
+        #[serde(default)]
+        remove: Vec<String>,
+    },
     /// Start a kernel found on the installed disk, without firmware. Success is the next boot.
     Kexec {
         /// Which disk.
@@ -207,9 +223,15 @@ pub struct PartitionRef {
     /// File-system label or GPT partition name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// GPT unique partition GUID.
+    /// File-system label only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_label: Option<String>,
+    /// GPT unique partition GUID or the file system's UUID (for vfat its serial, `1A2B-3C4D`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// GPT partition type GUID.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_guid: Option<String>,
     /// Number, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u32>,
@@ -367,6 +389,17 @@ pub struct WriteFileResult {
     pub bytes: u64,
     /// SHA-256 of the contents, hex.
     pub sha256: String,
+}
+
+/// Result of `boot-arguments`: names of the files below `loader/entries`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootArgumentsResult {
+    /// Partition they are on, `vda3`.
+    pub partition: String,
+    /// Entries that were rewritten.
+    pub changed: Vec<String>,
+    /// Entries that were right already.
+    pub unchanged: Vec<String>,
 }
 
 /// Result of `collect-evidence`: what can be known before the disk is touched again.

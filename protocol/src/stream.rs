@@ -57,6 +57,10 @@ pub struct StreamOptions {
     /// UUID; it must be the last on the disk. None: the table stays as the image has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grow: Option<String>,
+    /// File-system labels by which the installed system finds its own partitions: when another
+    /// disk of the machine has one of them, nothing is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unique_labels: Vec<String>,
 }
 
 impl StreamOptions {

@@ -1,47 +1,45 @@
 //! Files on the installed disk: `write-file`, and reading a kernel for `kexec`.
 //!
-//! The file system is mounted by the kernel, detached: it has no place in the directory tree and
-//! goes away with its descriptor. Paths are resolved inside it (openat2(2), `RESOLVE_IN_ROOT`),
-//! so that no link in the image leads out of it. Contents are never logged.
+//! Paths are resolved inside the mounted file system (openat2(2), `RESOLVE_IN_ROOT`), so that no
+//! link in the image leads out of it. A file is there whole or not at all, and on the medium
+//! before success is told. Contents are never logged.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use anneal_protocol::agent::{
     AgentAction, FailureCode, PartitionRef, StepFailure, WriteFileResult,
 };
 use base64::Engine as _;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen,
-};
 use sha2::{Digest as _, Sha256};
 
-use super::{Chosen, choose, partition};
+use super::mount::{Access, INSIDE, mount};
+use super::{Chosen, choose};
 use crate::boot;
 use crate::cmdline::Options;
-use crate::step::{fail, fail_for_now};
+use crate::step::fail;
 
 /// Directories that have to be made.
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
-/// Links inside the file system are followed inside it; mounts are not crossed.
-const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
 
 /// What to write, checked.
 #[derive(Debug)]
-struct NewFile {
+pub(super) struct NewFile {
     /// Components of the path, parents first; never empty.
-    path: Vec<String>,
-    contents: Vec<u8>,
-    mode: Mode,
-    owner: (Uid, Gid),
+    pub path: Vec<String>,
+    /// The bytes.
+    pub contents: Vec<u8>,
+    /// Permission bits.
+    pub mode: Mode,
+    /// User and group.
+    pub owner: (Uid, Gid),
+    /// Extended attributes, by name: a file that is replaced keeps what it had.
+    pub attributes: Vec<(OsString, Vec<u8>)>,
 }
 
 /// Carries out [`AgentAction::WriteFile`].
@@ -69,28 +67,34 @@ pub fn write(options: &Options, action: &AgentAction) -> Result<WriteFileResult,
         contents,
         mode: permissions(mode)?,
         owner: (Uid::from_raw(*uid), Gid::from_raw(*gid)),
+        attributes: Vec::new(),
     };
     write_on(&choose(options, disk)?, partition, path, &new)
 }
 
-fn write_on(
+pub(super) fn write_on(
     chosen: &Chosen,
     partition: &PartitionRef,
     path: &str,
     new: &NewFile,
 ) -> Result<WriteFileResult, StepFailure> {
-    let (name, root) = mount(chosen, partition, Access::Write)?;
-    let failed = |e: io::Error| {
-        fail(
-            FailureCode::FileSystem,
-            format!("cannot write {path} on {name}: {e}"),
-        )
-    };
-    put(&root, new).map_err(failed)?;
-    // The mount's own descriptor only names it; flushing needs an open directory.
-    make_directories(&root, &[])
-        .and_then(|top| Ok(rustix::fs::syncfs(&top)?))
-        .map_err(failed)?;
+    let mounted = mount(chosen, partition, Access::Write)?;
+    let name = mounted.name.clone();
+    put(mounted.root(), new)
+        .and_then(|()| mounted.finish())
+        .map_err(|e| {
+            let text = match e.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::NOSPC | Errno::DQUOT) => format!(
+                    "{name} is full: {path} with its {} bytes does not fit",
+                    new.contents.len()
+                ),
+                Some(Errno::ROFS) => {
+                    format!("the file system on {name} is read-only: {path} cannot be written")
+                }
+                _ => format!("cannot write {path} on {name}: {e}"),
+            };
+            fail(FailureCode::FileSystem, text)
+        })?;
     tracing::info!(
         path,
         partition = name,
@@ -119,11 +123,12 @@ pub fn load_kernel(options: &Options, action: &AgentAction) -> Result<(), StepFa
     else {
         return Err(fail(FailureCode::Internal, "not a kexec order"));
     };
-    let (name, root) = mount(&choose(options, disk)?, partition, Access::Read)?;
+    let mounted = mount(&choose(options, disk)?, partition, Access::Read)?;
+    let name = &mounted.name;
     let open = |path: &str| {
         let path = components(path)?.join("/");
         rustix::fs::openat2(
-            &root,
+            mounted.root(),
             &path,
             OFlags::RDONLY | OFlags::CLOEXEC,
             Mode::empty(),
@@ -144,90 +149,8 @@ pub fn load_kernel(options: &Options, action: &AgentAction) -> Result<(), StepFa
     Ok(())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
-    Read,
-    Write,
-}
-
-/// Mounts a partition of a disk that still is the one chosen; returns its name and the root
-/// directory. Unmounted when that is dropped.
-fn mount(
-    chosen: &Chosen,
-    wanted: &PartitionRef,
-    access: Access,
-) -> Result<(String, OwnedFd), StepFailure> {
-    let (partition, node) = partition::locate(&chosen.disk, wanted)?;
-    let name = file_name(&node);
-    // Names are given out anew when disks come and go; while it is open, this one keeps it.
-    let held = File::open(&node).map_err(|e| super::io_failure("open", &node, &e))?;
-    let disk = chosen.confirm()?.name;
-    if !is_part(&held, &disk, &name) {
-        let text = format!("{name} is not a partition of {disk} any more: nothing is written");
-        return Err(fail(FailureCode::DiskRefused, text));
-    }
-    let kind = match partition.file_system.as_ref().map(|f| f.kind) {
-        Some(kind @ ("vfat" | "ext4" | "xfs" | "btrfs")) => kind,
-        Some(other) => {
-            let text = format!("{name} holds {other}, which the agent does not mount");
-            return Err(fail(FailureCode::FileSystem, text));
-        }
-        None => {
-            let text = format!("{name} holds no file system that the agent knows");
-            return Err(fail(FailureCode::FileSystem, text));
-        }
-    };
-    let root = attach(kind, &node, access).map_err(|e| {
-        fail_for_now(
-            FailureCode::FileSystem,
-            format!("cannot mount {kind} on {name}: {e}"),
-        )
-    })?;
-    Ok((name, root))
-}
-
-fn attach(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(context.as_fd(), "source", node)?;
-    if access == Access::Read {
-        fsconfig_set_flag(context.as_fd(), "ro")?;
-    }
-    if kind == "vfat" {
-        // vfat stores neither owner nor permissions: do not fail on setting them.
-        fsconfig_set_flag(context.as_fd(), "quiet")?;
-    }
-    fsconfig_create(context.as_fd())?;
-    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    if access == Access::Read {
-        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-    }
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-}
-
-/// Whether an open device is what the kernel calls partition `name` of `disk`.
-fn is_part(held: &File, disk: &str, name: &str) -> bool {
-    let Ok(number) = held.metadata().map(|m| m.rdev()) else {
-        return false;
-    };
-    let number = format!(
-        "{}:{}",
-        rustix::fs::major(number),
-        rustix::fs::minor(number)
-    );
-    std::fs::read_to_string(Path::new("/sys/block").join(disk).join(name).join("dev"))
-        .is_ok_and(|text| text.trim() == number)
-}
-
-fn file_name(node: &Path) -> String {
-    node.file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
-}
-
 /// Writes beside the final name and renames, so that the file is there whole or not at all.
-fn put(root: &OwnedFd, new: &NewFile) -> io::Result<()> {
+pub(super) fn put(root: &OwnedFd, new: &NewFile) -> io::Result<()> {
     let Some((name, parents)) = new.path.split_last() else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -259,13 +182,16 @@ fn fill(directory: &OwnedFd, temporary: &str, new: &NewFile) -> io::Result<()> {
     rustix::fs::fchown(&file, Some(uid), Some(gid))?;
     // After chown, which may clear bits.
     rustix::fs::fchmod(&file, new.mode)?;
+    for (name, value) in &new.attributes {
+        rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())?;
+    }
     file.sync_all()
 }
 
 /// Opens the directory that these components lead to, making what is missing.
 fn make_directories(root: &OwnedFd, components: &[String]) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = |path: &Path| rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE);
+    let open = |path: &PathBuf| rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE);
     let mut path = PathBuf::from(".");
     let mut directory = open(&path)?;
     for component in components {
@@ -283,7 +209,7 @@ fn make_directories(root: &OwnedFd, components: &[String]) -> io::Result<OwnedFd
 }
 
 /// An absolute path as names, none of them a way up.
-fn components(path: &str) -> Result<Vec<String>, StepFailure> {
+pub(super) fn components(path: &str) -> Result<Vec<String>, StepFailure> {
     let bad = |why: &str| {
         Err(fail(
             FailureCode::BadOrder,
@@ -319,11 +245,10 @@ fn permissions(text: &str) -> Result<Mode, StepFailure> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-    use std::process::Command;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::path::Path;
 
-    use anneal_protocol::disk::{DiskHints, DiskSelector};
-
+    use super::super::loops::{Loop, labelled};
     use super::*;
 
     fn new(path: &str, contents: &[u8], mode: u32) -> NewFile {
@@ -332,6 +257,7 @@ mod tests {
             contents: contents.to_vec(),
             mode: Mode::from_raw_mode(mode),
             owner: (rustix::process::getuid(), rustix::process::getgid()),
+            attributes: Vec::new(),
         }
     }
 
@@ -404,62 +330,16 @@ mod tests {
         assert_eq!(permissions("0640").unwrap(), Mode::from_raw_mode(0o640));
     }
 
-    /// Runs a tool; a missing one fails the test with the name of its package.
-    fn tool(package: &str, line: &str) -> String {
-        let words: Vec<&str> = line.split(' ').collect();
-        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
-        let ran = Command::new(words[0])
-            .args(&words[1..])
-            .env("PATH", path)
-            .output();
-        let ran = ran.unwrap_or_else(|e| panic!("{line}: {e}; install the package {package}"));
-        let told = String::from_utf8_lossy(&ran.stderr);
-        assert!(ran.status.success(), "{line}: {told}");
-        String::from_utf8(ran.stdout).unwrap().trim().to_owned()
-    }
-
-    /// A loop device; detached when dropped.
-    struct Loop(String);
-
-    impl Drop for Loop {
-        fn drop(&mut self) {
-            let _ = Command::new("losetup").args(["-d", &self.0]).status();
-        }
-    }
-
     #[test]
     fn a_disk_that_is_another_one_by_now_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("an-agent-files.img");
-        File::create(&file).unwrap().set_len(32 << 20).unwrap();
-        let shown = file.display().to_string();
-        tool("gdisk", &format!("sgdisk -n 1:2048:0 -c 1:root {shown}"));
-        tool(
-            "e2fsprogs",
-            &format!("mkfs.ext4 -q -E offset=1048576 {shown} 30M"),
-        );
-        let device = Loop(tool("mount", &format!("losetup --show -fP {shown}")));
-        let options = Options {
-            allow_loop: vec![PathBuf::from(&device.0)],
-            ..Options::default()
-        };
-        let selector = DiskSelector {
-            hints: DiskHints {
-                serial: Some("an-agent-files.img".into()),
-                ..DiskHints::default()
-            },
-            protected: Vec::new(),
-        };
-        let partition = PartitionRef {
-            label: Some("root".into()),
-            ..PartitionRef::default()
-        };
+        let device = Loop::new("an-agent-files", 30, "e2fsprogs", "mkfs.ext4 -q FILE");
+        let partition = labelled("root");
         let new = new("/config", b"secret", 0o600);
-        let chosen = choose(&options, &selector).unwrap();
+        let chosen = device.chosen();
         // The same name, but the disk behind it was another one when it was chosen.
         let mut other = chosen.clone();
         other.disk.info.serial = Some("another.img".into());
-        let before = std::fs::read(&file).unwrap();
+        let before = std::fs::read(&device.file).unwrap();
         let failure = write_on(&other, &partition, "/config", &new).unwrap_err();
         assert_eq!(failure.code, FailureCode::DiskRefused, "{failure:?}");
         assert!(
@@ -469,7 +349,7 @@ mod tests {
             "{failure:?}"
         );
         assert!(
-            std::fs::read(&file).unwrap() == before,
+            std::fs::read(&device.file).unwrap() == before,
             "something was written"
         );
         let written = write_on(&chosen, &partition, "/config", &new).unwrap();

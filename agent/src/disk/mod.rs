@@ -1,12 +1,17 @@
 //! Disks: finding them, choosing one, and everything that is done to it.
 
 pub mod audit;
+pub mod bls;
 pub mod body;
+pub mod boot_arguments;
 pub mod compare;
 pub mod crew;
 pub mod device;
 pub mod files;
 pub mod grow;
+#[cfg(test)]
+mod loops;
+mod mount;
 pub mod order;
 pub mod partition;
 pub mod probe;
@@ -15,6 +20,7 @@ pub mod select;
 pub mod stream;
 #[cfg(test)]
 mod testing;
+pub mod unique;
 pub mod wipe;
 pub mod write;
 

@@ -35,6 +35,8 @@ pub struct Partition {
     pub length: u64,
     /// GPT unique GUID, lower case.
     pub uuid: Option<String>,
+    /// GPT type GUID, lower case.
+    pub type_guid: Option<String>,
     /// GPT name.
     pub name: Option<String>,
     /// What is on it.
@@ -113,6 +115,26 @@ pub fn labels(node: &Path, sector: u32) -> io::Result<Vec<String>> {
     Ok(labels)
 }
 
+/// Labels of the file systems on a disk, each with the number of its partition (none: it fills
+/// the disk).
+///
+/// # Errors
+/// As [`labels`].
+pub fn file_system_labels(node: &Path, sector: u32) -> io::Result<Vec<(Option<u32>, String)>> {
+    let file = File::open(node)?;
+    device::drop_cache(&file);
+    let note = Note::default();
+    let whole = probe::file_system(&|offset, into| note.take(file.read_exact_at(into, offset)));
+    let whole = whole.and_then(|f| Some((None, f.label?)));
+    let partitions = read_noting(&file, sector, &note)?;
+    let inside = partitions
+        .into_iter()
+        .filter_map(|p| Some((Some(p.number), p.file_system?.label?)));
+    let all = whole.into_iter().chain(inside).collect();
+    note.result()?;
+    Ok(all)
+}
+
 /// The partition that is meant. Pure.
 ///
 /// # Errors
@@ -125,7 +147,7 @@ pub fn find<'a>(
     if *wanted == PartitionRef::default() {
         return Err(fail(
             FailureCode::BadOrder,
-            "the partition is given by neither label, uuid nor number",
+            "the partition is given by neither label, fs_label, uuid, type nor number",
         ));
     }
     let found: Vec<&Partition> = partitions.iter().filter(|p| matches(p, wanted)).collect();
@@ -153,18 +175,26 @@ pub fn find<'a>(
 }
 
 fn matches(partition: &Partition, wanted: &PartitionRef) -> bool {
-    let label = partition
-        .file_system
+    let file_system = partition.file_system.as_ref();
+    let label = file_system.and_then(|f| f.label.as_ref());
+    let fs_uuid = file_system.and_then(|f| f.uuid.as_ref());
+    let same = |found: Option<&String>, wanted: &String| {
+        found.is_some_and(|found| found.eq_ignore_ascii_case(wanted))
+    };
+    wanted
+        .label
         .as_ref()
-        .and_then(|f| f.label.as_ref());
-    let by_label =
-        |wanted: &String| label == Some(wanted) || partition.name.as_ref() == Some(wanted);
-    let by_uuid = |wanted: &String| partition.uuid == Some(wanted.to_lowercase());
-    wanted.label.as_ref().is_none_or(by_label)
-        && wanted.uuid.as_ref().is_none_or(by_uuid)
+        .is_none_or(|w| label == Some(w) || partition.name.as_ref() == Some(w))
+        && wanted.fs_label.as_ref().is_none_or(|w| label == Some(w))
         && wanted
-            .number
-            .is_none_or(|number| partition.number == number)
+            .uuid
+            .as_ref()
+            .is_none_or(|w| same(partition.uuid.as_ref(), w) || same(fs_uuid, w))
+        && wanted
+            .type_guid
+            .as_ref()
+            .is_none_or(|w| same(partition.type_guid.as_ref(), w))
+        && wanted.number.is_none_or(|n| partition.number == n)
 }
 
 fn describe(partition: &Partition) -> String {
@@ -303,6 +333,7 @@ fn gpt(file: &File, sector: u64, lba: u64) -> io::Result<Option<Vec<Partition>>>
                 start: first.saturating_mul(sector),
                 length: (last + 1).saturating_sub(first).saturating_mul(sector),
                 uuid: Some(guid(&entry[16..32])),
+                type_guid: Some(guid(&entry[..16])),
                 name: utf16(&entry[56..128]),
                 file_system: None,
             }
@@ -360,6 +391,7 @@ impl Entry {
             start: (base + self.start) * sector,
             length: self.sectors * sector,
             uuid: None,
+            type_guid: None,
             name: None,
             file_system: None,
         }

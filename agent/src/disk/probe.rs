@@ -1,4 +1,4 @@
-//! Which file system is on a partition, and what is its label?
+//! Which file system is on a partition, and what are its label and UUID?
 //!
 //! Knows vfat, ext2/3/4, XFS, Btrfs, ISO 9660 and swap: those that installed systems label.
 
@@ -11,6 +11,8 @@ pub struct FileSystem {
     pub kind: &'static str,
     /// Its label; none when empty.
     pub label: Option<String>,
+    /// Its UUID as people write it, lower case; of vfat the serial, `1a2b-3c4d`.
+    pub uuid: Option<String>,
 }
 
 /// Looks. `read(offset, into)` reads from the start of the partition; reads that fail mean
@@ -20,40 +22,42 @@ pub fn file_system(read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>) -> Option<Fi
         let mut bytes = vec![0; length];
         read(offset, &mut bytes).ok().map(|()| bytes)
     };
-    let found = |kind, label: &[u8]| {
+    let found = |kind, label: &[u8], uuid: &[u8]| {
         Some(FileSystem {
             kind,
             label: trimmed(label),
+            uuid: dashed(uuid),
         })
     };
-    // XFS: superblock at 0, label of 12 bytes at 108 (xfs_format.h).
+    // XFS: superblock at 0, UUID at 32, label of 12 bytes at 108 (xfs_format.h).
     let head = at(0, 512)?;
     if head.starts_with(b"XFSB") {
-        return found("xfs", &head[108..120]);
+        return found("xfs", &head[108..120], &head[32..48]);
     }
-    // ext: superblock at 1024, magic at 56, label of 16 bytes at 120 (kernel docs, ext4).
+    // ext: superblock at 1024, magic at 56, UUID at 104, label of 16 bytes at 120 (kernel docs, ext4).
     if let Some(ext) = at(1024, 136)
         && ext[56..58] == [0x53, 0xef]
     {
-        return found("ext4", &ext[120..136]);
+        return found("ext4", &ext[120..136], &ext[104..120]);
     }
-    // Btrfs: superblock at 64 KiB, magic at 64, label of 256 bytes at 299 (on-disk format).
+    // Btrfs: superblock at 64 KiB, UUID at 32, magic at 64, label of 256 bytes at 299 (on-disk format).
     if let Some(btrfs) = at(0x10000, 555)
         && btrfs[64..72] == *b"_BHRfS_M"
     {
-        return found("btrfs", &btrfs[299..555]);
+        return found("btrfs", &btrfs[299..555], &btrfs[32..48]);
     }
-    // Swap: last ten bytes of the first page; label of 16 bytes at 1052 (mkswap).
+    // Swap: last ten bytes of the first page; UUID at 1036, label of 16 bytes at 1052 (mkswap).
     if let Some(page) = at(0, 4096)
         && page[4086..] == *b"SWAPSPACE2"
     {
-        return found("swap", &page[1052..1068]);
+        return found("swap", &page[1052..1068], &page[1036..1052]);
     }
     // ISO 9660: primary volume descriptor at 32 KiB, label of 32 bytes at 40 (ECMA-119, 8.4).
+    // What tools show as its UUID is a date, which is no help.
     if let Some(iso) = at(0x8000, 72)
         && iso[1..6] == *b"CD001"
     {
-        return found("iso9660", &iso[40..72]);
+        return found("iso9660", &iso[40..72], &[]);
     }
     vfat(&head, &at)
 }
@@ -112,7 +116,29 @@ fn vfat(head: &[u8], at: &dyn Fn(u64, usize) -> Option<Vec<u8>>) -> Option<FileS
     Some(FileSystem {
         kind: "vfat",
         label: trimmed(&label).filter(|label| label != "NO NAME"),
+        uuid: Some(serial(&head[label_at - 4..label_at])),
     })
+}
+
+/// The volume serial, little-endian, stands before the label.
+fn serial(b: &[u8]) -> String {
+    format!("{:02x}{:02x}-{:02x}{:02x}", b[3], b[2], b[1], b[0])
+}
+
+/// Sixteen bytes as a UUID; none when there are none or all are zero.
+fn dashed(bytes: &[u8]) -> Option<String> {
+    let text = hex::encode(bytes);
+    if text.len() != 32 || bytes.iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    let parts = [
+        &text[..8],
+        &text[8..12],
+        &text[12..16],
+        &text[16..20],
+        &text[20..],
+    ];
+    Some(parts.join("-"))
 }
 
 /// Up to the first zero byte, blanks off the ends.

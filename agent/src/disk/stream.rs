@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Supply;
 use super::write::{Job, Written, write_image};
-use super::{Chosen, choose, grow, safety};
+use super::{Chosen, choose, grow, safety, unique};
 use crate::client::insist;
 use crate::io::fetch::{self, Fetch};
 use crate::io::memory::{self, Buffer, Needs};
@@ -74,7 +74,13 @@ pub async fn run(
     cancel: &CancellationToken,
 ) -> Result<StreamResult, StepFailure> {
     let agent = context.options.clone();
-    let chosen = blocking(move || choose(&agent, &selector)).await?;
+    let labels = how.options.unique_labels.clone();
+    let chosen = blocking(move || {
+        let chosen = choose(&agent, &selector)?;
+        unique::check(&agent, &chosen, &labels)?;
+        Ok(chosen)
+    })
+    .await?;
     let manifest = tokio::select! {
         manifest = manifest(context, image) => manifest?,
         () = cancel.cancelled() => return Err(abandoned()),

@@ -118,6 +118,7 @@ mod tests {
             start,
             length,
             uuid: None,
+            type_guid: None,
             name: None,
             file_system: None,
         };

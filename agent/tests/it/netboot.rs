@@ -1,7 +1,8 @@
 //! The kernel and initramfs of `ipxe/initramfs.sh` in a virtual machine, under software
 //! emulation: what a server sees after iPXE has done its work.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use anneal_protocol::agent::{AgentAction, Inventory, Outcome, PartitionRef, StreamResult, Verify};
 use base64::Engine as _;
@@ -41,64 +42,120 @@ fn boots_finds_its_hardware_and_waits_for_the_server() {
     assert!(!machine.seen.contains("panicked"), "{}", machine.seen);
 }
 
-/// A raw disk with one FAT partition labelled CIDATA, as cloud images are configured by.
-fn fat_disk() -> Vec<u8> {
+/// The file systems of [`full_disk`]: label, first MiB, length in MiB, and how it is made.
+const PARTS: [(&str, u64, u64, &str); 4] = [
+    ("CIDATA", 1, 32, "mkfs.vfat -n CIDATA FILE"),
+    ("boot", 33, 16, "mkfs.ext4 -q -L boot FILE"),
+    ("state", 49, 32, "mkfs.xfs -q --unsupported -L state FILE"),
+    ("OEM", 81, 112, "mkfs.btrfs -q -L OEM FILE"),
+];
+
+fn run(line: &str) {
+    let words: Vec<&str> = line.split(' ').collect();
+    let ran = Command::new(words[0])
+        .args(&words[1..])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap_or_else(|e| panic!("{line}: {e}; see PACKAGES in scripts/setup.sh"));
+    assert!(ran.status.success(), "{line}: {ran:?}");
+}
+
+/// A raw disk with one partition of each kind that installed systems are configured by; `boot`
+/// has a boot loader entry.
+fn full_disk() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, part) = (
-        disk(dir.path(), "whole", 40 * MIB),
-        disk(dir.path(), "part", 32 * MIB),
-    );
-    let run = |program: &str, args: &[&str]| {
-        let status = Command::new(program)
-            .args(args)
-            .stdout(Stdio::null())
-            .status();
-        let status =
-            status.unwrap_or_else(|e| panic!("{program}: {e}; install gdisk and dosfstools"));
-        assert!(status.success(), "{program}");
+    let whole = disk(dir.path(), "whole", 196 * MIB).display().to_string();
+    for (number, (label, start, length, mkfs)) in (1..).zip(PARTS) {
+        run(&format!(
+            "sgdisk -n {number}:{start}M:+{length}M -c {number}:part-{label} {whole}"
+        ));
+        let part = disk(dir.path(), label, length * MIB).display().to_string();
+        run(&mkfs.replace("FILE", &part));
+        if label == "boot" {
+            let entry = dir.path().join("entry");
+            std::fs::write(&entry, "title x\noptions quiet rw\n").unwrap();
+            let made = format!(
+                "mkdir loader\nmkdir loader/entries\nwrite {} loader/entries/x.conf\n",
+                entry.display()
+            );
+            let script = dir.path().join("script");
+            std::fs::write(&script, made).unwrap();
+            run(&format!("debugfs -w -f {} {part}", script.display()));
+        }
+        run(&format!(
+            "dd if={part} of={whole} bs=1M seek={start} conv=notrunc,sparse status=none"
+        ));
+    }
+    std::fs::read(&whole).unwrap()
+}
+
+/// What files of a partition hold, by another kernel's mount (FAT: by mtools).
+fn read_back(disk: &Path, part: usize, paths: &str) -> String {
+    let (label, start, length, _) = PARTS[part];
+    let script = if label == "CIDATA" {
+        format!(
+            "for f in {paths}; do mtype -i {}@@{start}M ::$f; done",
+            disk.display()
+        )
+    } else {
+        format!(
+            "mount -o ro,loop,offset={},sizelimit={} {} /mnt; cd /mnt; cat {paths}; stat -c %a:%u:%g {paths}",
+            start * MIB,
+            length * MIB,
+            disk.display()
+        )
     };
-    run(
-        "/usr/sbin/sgdisk",
-        &["-n", "1:2048:+32M", "-c", "1:seed", whole.to_str().unwrap()],
-    );
-    run(
-        "/usr/sbin/mkfs.vfat",
-        &["-n", "CIDATA", part.to_str().unwrap()],
-    );
-    let mut raw = std::fs::read(&whole).unwrap();
-    let part = std::fs::read(&part).unwrap();
-    raw[MIB as usize..][..part.len()].copy_from_slice(&part);
-    raw
+    let ran = Command::new("unshare")
+        .args(["--mount", "sh", "-euc", &script])
+        .output()
+        .expect("unshare: install util-linux");
+    assert!(ran.status.success(), "{script}: {ran:?}");
+    String::from_utf8(ran.stdout).unwrap()
+}
+
+/// What the agent is to do, from hardware report to power off.
+fn install(image: AgentAction) -> Vec<AgentAction> {
+    let label = |label: &str| PartitionRef {
+        fs_label: Some(label.into()),
+        ..PartitionRef::default()
+    };
+    let file = |part: usize, path: &str, text: &str| AgentAction::WriteFile {
+        disk: by_serial("ROOT-1"),
+        partition: label(PARTS[part].0),
+        path: path.into(),
+        contents_base64: base64::engine::general_purpose::STANDARD.encode(text),
+        mode: "0640".into(),
+        uid: 12,
+        gid: 34,
+    };
+    vec![
+        AgentAction::Inventory,
+        image,
+        file(0, "/user-data", "#cloud-config\n"),
+        file(0, "/sub/meta-data", "instance-id: r1n1\n"),
+        file(1, "/ignition/config.ign", "ext4\n"),
+        file(2, "/config.yaml", "xfs\n"),
+        file(3, "/config.ign", "btrfs\n"),
+        AgentAction::BootArguments {
+            disk: by_serial("ROOT-1"),
+            partition: label("boot"),
+            add: vec!["console=ttyS0".into()],
+            remove: vec!["quiet".into()],
+        },
+        AgentAction::PowerOff,
+    ]
 }
 
 /// The main road on a machine of its own: enrolment through QEMU's network, image onto a virtio
-/// disk with a protected neighbour, a file into FAT, power off.
+/// disk, a file into every file system, kernel arguments, power off. The kernel and its modules
+/// are those that machines get.
 #[test]
 fn installs_a_machine_and_switches_it_off() {
-    let raw = fat_disk();
-    let sealed = seal(&raw);
+    let sealed = seal(&full_disk());
     let dir = tempfile::tempdir().unwrap();
-    let root = disk(dir.path(), "root", 64 * MIB);
-    let file = |path: &str, text: &str| AgentAction::WriteFile {
-        disk: by_serial("ROOT-1"),
-        partition: PartitionRef {
-            label: Some("CIDATA".into()),
-            ..PartitionRef::default()
-        },
-        path: path.into(),
-        contents_base64: base64::engine::general_purpose::STANDARD.encode(text),
-        mode: "0644".into(),
-        uid: 0,
-        gid: 0,
-    };
+    let root = disk(dir.path(), "root", 256 * MIB);
     let daemon = daemon(
-        vec![
-            AgentAction::Inventory,
-            sealed.stream("ROOT-1", Verify::Full),
-            file("/user-data", "#cloud-config\n"),
-            file("/sub/meta-data", "instance-id: r1n1\n"),
-            AgentAction::PowerOff,
-        ],
+        install(sealed.stream("ROOT-1", Verify::Full)),
         sealed.key.clone(),
         sealed.serve(|_| (u64::MAX, Then::Cut)),
     );
@@ -111,7 +168,7 @@ fn installs_a_machine_and_switches_it_off() {
     machine.expect(&["leaving: power-off"]);
     let ended = eventually("power off", || machine.child.try_wait().unwrap());
     assert!(ended.success());
-    let outcomes = daemon.outcomes(5);
+    let outcomes = daemon.outcomes(9);
     let inventory: Inventory = output(&outcomes[0]);
     assert_eq!(inventory.manufacturer.as_deref(), Some("QEMU"));
     assert_eq!(inventory.firmware, "bios");
@@ -119,16 +176,23 @@ fn installs_a_machine_and_switches_it_off() {
     let streamed: StreamResult = output(&outcomes[1]);
     assert_eq!(streamed.disk, "vda");
     assert!(streamed.read_back.is_some());
-    assert_eq!(outcomes[4], Outcome::Leaving);
-    for (path, text) in [
-        ("::/user-data", "#cloud-config\n"),
-        ("::/sub/meta-data", "instance-id: r1n1\n"),
+    assert_eq!(outcomes[8], Outcome::Leaving);
+    for (part, paths, expected) in [
+        (
+            0,
+            "user-data sub/meta-data",
+            "#cloud-config\ninstance-id: r1n1\n",
+        ),
+        (1, "ignition/config.ign", "ext4\n640:12:34\n"),
+        (
+            1,
+            "loader/entries/x.conf",
+            "title x\noptions rw console=ttyS0\n644:0:0\n",
+        ),
+        (2, "config.yaml", "xfs\n640:12:34\n"),
+        (3, "config.ign", "btrfs\n640:12:34\n"),
     ] {
-        let output = Command::new("mtype")
-            .args(["-i", &format!("{}@@1M", root.display()), path])
-            .output()
-            .expect("mtype: install mtools");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), text);
+        assert_eq!(read_back(&root, part, paths), expected, "{outcomes:?}");
     }
 }
 

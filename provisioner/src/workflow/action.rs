@@ -28,6 +28,8 @@ pub enum Action {
     AuditDisk,
     /// Put a file onto the installed disk.
     WriteFile,
+    /// Edit the kernel arguments of the installed boot loader entries.
+    BootArguments,
     /// Start an installed kernel without firmware.
     Kexec,
     /// Restart through the firmware.
@@ -64,8 +66,10 @@ pub enum Kind {
     Disk,
     /// The image: `{{ image.digest }}`.
     Image,
-    /// A partition by label, uuid or number.
+    /// A partition by label, UUID, type or number.
     Partition,
+    /// A list of texts, none of them empty.
+    Texts,
     /// One of these words.
     Word(&'static [&'static str]),
     /// One of these words, as it stands: never a template, because decisions read it unrendered.
@@ -198,6 +202,7 @@ pub static ACTIONS: &[Spec] = &[
             optional("connections", Kind::Count(1, 64)),
             optional("stall_timeout", Kind::Duration),
             optional("grow", Kind::Text),
+            optional("unique_labels", Kind::Texts),
         ],
         timeout_minutes: 30,
         retries: 3,
@@ -223,6 +228,20 @@ pub static ACTIONS: &[Spec] = &[
             optional("mode", Kind::Mode),
             optional("uid", Kind::Number),
             optional("gid", Kind::Number),
+            DISK,
+        ],
+        timeout_minutes: 5,
+        retries: 2,
+    },
+    Spec {
+        action: Action::BootArguments,
+        name: "boot-arguments",
+        runs_on: RunsOn::Agent,
+        destructive: true,
+        params: &[
+            required("partition", Kind::Partition),
+            optional("add", Kind::Texts),
+            optional("remove", Kind::Texts),
             DISK,
         ],
         timeout_minutes: 5,

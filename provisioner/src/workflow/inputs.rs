@@ -143,6 +143,7 @@ pub fn typed(
                 memory: read.optional_number("memory")?,
                 connections: read.optional_number("connections")?,
                 grow: read.optional_text("grow")?,
+                unique_labels: read.texts("unique_labels")?,
             },
             stall_timeout_ms: read
                 .duration("stall_timeout")?
@@ -165,6 +166,12 @@ pub fn typed(
                 .unwrap_or_else(|| "0644".to_owned()),
             uid: read.number("uid")?,
             gid: read.number("gid")?,
+        }),
+        Action::BootArguments => agent(AgentAction::BootArguments {
+            disk: read.disk()?,
+            partition: read.partition()?,
+            add: read.texts("add")?,
+            remove: read.texts("remove")?,
         }),
         Action::Kexec => agent(AgentAction::Kexec {
             disk: read.disk()?,
@@ -316,8 +323,24 @@ impl Params<'_> {
     fn partition(&self) -> Result<PartitionRef, InputError> {
         let value = self.params.get("partition").cloned().unwrap_or_default();
         serde_json::from_value(value)
-            .map_err(|_| self.error("partition", "expected `label`, `uuid` or `number`"))
+            .map_err(|e| self.error("partition", format!("expected {}: {e}", partition_keys())))
     }
+
+    /// A list of texts; none when it is not given.
+    fn texts(&self, name: &str) -> Result<Vec<String>, InputError> {
+        match self.params.get(name) {
+            None => Ok(Vec::new()),
+            Some(value) => texts_of(value).map_err(|m| self.error(name, m)),
+        }
+    }
+}
+
+fn texts_of(value: &Value) -> Result<Vec<String>, String> {
+    let items = value.as_array().map(Vec::as_slice);
+    items
+        .and_then(|items| items.iter().map(plain_text).collect::<Option<Vec<_>>>())
+        .filter(|texts| texts.iter().all(|text| !text.is_empty()))
+        .ok_or_else(|| "expected a list of texts, none of them empty".to_owned())
 }
 
 fn plain_text(value: &Value) -> Option<String> {
@@ -379,6 +402,7 @@ pub fn check_literal(param: &Param, value: &Value) -> Result<(), String> {
         Kind::Disk => disk_hints(value).map(|_| ()),
         Kind::Image => Ok(()),
         Kind::Partition => check_partition_keys(value),
+        Kind::Texts => texts_of(value).map(|_| ()),
         Kind::Word(words) | Kind::Fixed(words) => match value.as_str() {
             Some(word) if words.contains(&word) => Ok(()),
             Some(word) => Err(unknown_word("word", word, words)),
@@ -392,15 +416,25 @@ pub fn check_literal(param: &Param, value: &Value) -> Result<(), String> {
 /// # Errors
 /// A sentence about what was expected.
 pub fn check_partition_keys(value: &Value) -> Result<(), String> {
-    const KEYS: &[&str] = &["label", "uuid", "number"];
     let Some(entries) = value.as_object() else {
-        return Err("expected a mapping with `label`, `uuid` or `number`".to_owned());
+        return Err(format!("expected a mapping with {}", partition_keys()));
     };
     if entries.is_empty() {
-        return Err("name the partition by `label`, `uuid` or `number`".to_owned());
+        return Err(format!("name the partition by {}", partition_keys()));
     }
-    match entries.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        Some(key) => Err(unknown_word("key", key, KEYS)),
+    match entries
+        .keys()
+        .find(|key| !PARTITION_KEYS.contains(&key.as_str()))
+    {
+        Some(key) => Err(unknown_word("key", key, PARTITION_KEYS)),
         None => Ok(()),
     }
+}
+
+/// By what a partition may be named; a test holds them together with [`PartitionRef`].
+pub(super) const PARTITION_KEYS: &[&str] = &["label", "fs_label", "uuid", "type", "number"];
+
+fn partition_keys() -> String {
+    let shown: Vec<_> = PARTITION_KEYS.iter().map(|k| format!("`{k}`")).collect();
+    shown.join(", ")
 }

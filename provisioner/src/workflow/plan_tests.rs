@@ -421,6 +421,53 @@ fn protected_disks_stay_protected_whatever_the_step_says() {
 }
 
 #[test]
+fn partitions_and_kernel_arguments_reach_the_agent_as_written() {
+    let typed = |with: &str| {
+        let text = steps(&format!("  - uses: boot-arguments\n    with: {with}\n"));
+        let workflow = parse(&text).map_err(|e| e.clone())?;
+        let step = &workflow.steps[0];
+        let params = inputs::render(step, &renderer(), &context(&machine())).unwrap();
+        inputs::typed(step, &params, &machine(), None).map_err(|e| e.to_string())
+    };
+    let with = "{ partition: { fs_label: boot, uuid: 1A2B-3C4D, type: 0fc6, number: 3 }, add: [\"host={{ machine.name }}\", 1], remove: [quiet] }";
+    let Inputs::Agent(action) = typed(with).unwrap() else {
+        panic!("an agent step");
+    };
+    let shown = serde_json::to_value(&action).unwrap();
+    let partition =
+        serde_json::json!({ "fs_label": "boot", "uuid": "1A2B-3C4D", "type": "0fc6", "number": 3 });
+    assert_eq!(shown["partition"], partition);
+    // Every key that a workflow may write is one of the agent's.
+    assert_eq!(
+        inputs::PARTITION_KEYS.len(),
+        partition.as_object().unwrap().len() + 1
+    );
+    assert_eq!(shown["add"], serde_json::json!(["host=r1n1", "1"]));
+    assert_eq!(shown["remove"], serde_json::json!(["quiet"]));
+    for (with, told) in [
+        (
+            "{ partition: { number: 1 }, add: quiet }",
+            "expected a list of texts",
+        ),
+        (
+            "{ partition: { number: 1 }, add: [\"\"] }",
+            "expected a list of texts",
+        ),
+        (
+            "{ partition: { number: x }, add: [a] }",
+            "expected `label`, `fs_label`, `uuid`, `type`, `number`",
+        ),
+        (
+            "{ partition: { typ: x }, add: [a] }",
+            "did you mean `type`?",
+        ),
+    ] {
+        let error = typed(with).unwrap_err();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
+#[test]
 fn the_boot_device_is_the_steps_or_the_machines() {
     let device = |with: &str, label: Option<&str>| {
         let workflow = parse(&steps(&format!("  - uses: netboot\n{with}"))).unwrap();

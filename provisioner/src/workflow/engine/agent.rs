@@ -1,7 +1,8 @@
 //! Steps that the agent carries out: attempts, results, lost agents and how to get them back.
 
 use anneal_protocol::agent::{
-    AgentAction, Outcome, StepResult, StreamResult, Verify, WipeResult, WriteFileResult,
+    AgentAction, BootArgumentsResult, Outcome, StepResult, StreamResult, Verify, WipeResult,
+    WriteFileResult,
 };
 use anneal_protocol::time::Millis;
 
@@ -400,6 +401,7 @@ fn believable(
         }
         AgentAction::WipeDisk { .. } => read::<WipeResult>(output).map(|_| ()),
         AgentAction::WriteFile { .. } => read::<WriteFileResult>(output).map(|_| ()),
+        AgentAction::BootArguments { .. } => read::<BootArgumentsResult>(output).map(|_| ()),
         AgentAction::Inventory => read::<anneal_protocol::agent::Inventory>(output).map(|_| ()),
         AgentAction::CollectEvidence => {
             read::<anneal_protocol::agent::Evidence>(output).map(|_| ())

@@ -1,0 +1,252 @@
+//! One boot loader entry (Boot Loader Specification, type 1) and its kernel arguments. Pure.
+//!
+//! Everything but the arguments that are meant stays byte for byte: other keys, comments, order,
+//! blanks. Editing twice is the same as editing once.
+
+use std::ops::Range;
+
+/// Which arguments an entry has, and has not, afterwards.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    add: Vec<String>,
+    remove: Vec<String>,
+}
+
+impl Change {
+    /// Checks what is asked for.
+    ///
+    /// # Errors
+    /// A sentence about what is wrong.
+    pub fn new(add: &[String], remove: &[String]) -> Result<Self, String> {
+        let change = Self {
+            add: add.to_vec(),
+            remove: remove.to_vec(),
+        };
+        if add.is_empty() && remove.is_empty() {
+            return Err("there is nothing to add and nothing to remove".to_owned());
+        }
+        // An argument may be a secret: it is named by its place.
+        for (what, list) in [("add", add), ("remove", remove)] {
+            for (place, argument) in (1..).zip(list) {
+                if !is_one(argument) {
+                    return Err(format!(
+                        "{what}: argument {place} is not one kernel argument: blanks must stand in double quotes, and there must be no line break"
+                    ));
+                }
+            }
+        }
+        match (1..)
+            .zip(add)
+            .find(|(_, argument)| remove.contains(argument))
+        {
+            Some((place, _)) => Err(format!("add: argument {place} is also to be removed")),
+            None => Ok(change),
+        }
+    }
+
+    /// What is added stays, whatever a `key=*` says: so a value is replaced.
+    fn removes(&self, argument: &str) -> bool {
+        let added = self.add.iter().any(|added| added == argument);
+        !added
+            && self
+                .remove
+                .iter()
+                .any(|rule| match rule.strip_suffix("=*") {
+                    Some(key) => argument
+                        .split_once('=')
+                        .is_some_and(|(found, _)| found == key),
+                    None => rule == argument,
+                })
+    }
+
+    /// The entry with the change made; none when it is right already.
+    #[must_use]
+    pub fn apply(&self, entry: &str) -> Option<String> {
+        let mut lines: Vec<String> = entry.split_inclusive('\n').map(str::to_owned).collect();
+        let options: Vec<usize> = (0..lines.len())
+            .filter(|&at| arguments_of(&lines[at]).is_some())
+            .collect();
+        for &at in &options {
+            lines[at] = self.without_removed(&lines[at]);
+        }
+        // Several lines of options count as one, in their order.
+        let missing: Vec<&str> = self
+            .add
+            .iter()
+            .map(String::as_str)
+            .filter(|wanted| {
+                !options
+                    .iter()
+                    .any(|&at| words(&lines[at]).any(|range| lines[at][range] == **wanted))
+            })
+            .collect();
+        if !missing.is_empty() {
+            let missing = missing.join(" ");
+            match options.last() {
+                Some(&at) => {
+                    let end = lines[at].trim_end().len();
+                    lines[at].insert_str(end, &format!(" {missing}"));
+                }
+                None => {
+                    if let Some(last) = lines.last_mut().filter(|last| !last.ends_with('\n')) {
+                        last.push('\n');
+                    }
+                    lines.push(format!("options {missing}\n"));
+                }
+            }
+        }
+        let text = lines.concat();
+        (text != entry).then_some(text)
+    }
+
+    /// A line of options without the arguments to be removed, each with the blanks before it.
+    fn without_removed(&self, line: &str) -> String {
+        let mut left = String::new();
+        let mut from = 0;
+        for range in words(line) {
+            if self.removes(&line[range.clone()]) {
+                left.push_str(line[from..range.start].trim_end());
+                from = range.end;
+            }
+        }
+        left.push_str(&line[from..]);
+        left
+    }
+}
+
+/// Where the arguments begin, if this is a line of options.
+fn arguments_of(line: &str) -> Option<usize> {
+    let start = line.len() - line.trim_start().len();
+    let rest = line[start..].strip_prefix("options")?;
+    let begins = rest.is_empty() || rest.starts_with(char::is_whitespace);
+    begins.then_some(start + "options".len())
+}
+
+/// The arguments of a line of options, as the kernel splits them: at blanks outside of double
+/// quotes.
+fn words(line: &str) -> impl Iterator<Item = Range<usize>> {
+    let mut at = arguments_of(line).unwrap_or(line.len());
+    std::iter::from_fn(move || {
+        at += line[at..].len() - line[at..].trim_start().len();
+        let start = at;
+        let mut quoted = false;
+        let end = line[start..].find(|c: char| {
+            quoted ^= c == '"';
+            c.is_whitespace() && !quoted
+        });
+        at = end.map_or(line.len(), |length| start + length);
+        (at > start).then_some(start..at)
+    })
+}
+
+fn is_one(argument: &str) -> bool {
+    let mut quoted = false;
+    let bad = argument.chars().any(|c| {
+        quoted ^= c == '"';
+        c.is_control() || (c.is_whitespace() && !quoted)
+    });
+    !argument.is_empty() && !bad && !quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(add: &[&str], remove: &[&str]) -> Result<Change, String> {
+        let owned = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        Change::new(&owned(add), &owned(remove))
+    }
+
+    const ENTRY: &str = "title Fedora CoreOS 40\n# options are below\nversion 1\noptions $ignition_firstboot ignition.platform.id=metal console=tty0  console=ttyS0,115200 quiet\nlinux /vmlinuz\n";
+
+    #[test]
+    fn changes_what_is_meant_and_nothing_else() {
+        let cases: &[(&[&str], &[&str], &str)] = &[
+            (&["a=1"], &[], " quiet a=1\n"),
+            (&["quiet", "b"], &[], " quiet b\n"),
+            (&[], &["quiet"], "ttyS0,115200\n"),
+            (&[], &["console=*"], ".id=metal quiet\n"),
+            (
+                &["ignition.platform.id=aws"],
+                &["ignition.platform.id=*"],
+                " quiet ignition.platform.id=aws\n",
+            ),
+            (&["console=tty0"], &["console=*"], " console=tty0 quiet\n"),
+            (&["x=\"a b\""], &[], " quiet x=\"a b\"\n"),
+        ];
+        for (add, remove, expected) in cases {
+            let change = change(add, remove).unwrap();
+            let edited = change.apply(ENTRY).unwrap();
+            assert!(edited.contains(expected), "{edited}");
+            assert_eq!(change.apply(&edited), None, "twice is once");
+            let others = |text: &str| -> Vec<String> {
+                let lines = text.lines().filter(|l| !l.starts_with("options "));
+                lines.map(str::to_owned).collect()
+            };
+            assert_eq!(others(&edited), others(ENTRY));
+        }
+    }
+
+    #[test]
+    fn what_is_right_already_stays() {
+        assert_eq!(
+            change(&["quiet"], &["nomodeset", "tty0", "consol=*"])
+                .unwrap()
+                .apply(ENTRY),
+            None
+        );
+        // The end of one argument is not another.
+        let edited = change(&["metal"], &[]).unwrap().apply(ENTRY).unwrap();
+        assert!(edited.contains(" quiet metal\n"), "{edited}");
+    }
+
+    #[test]
+    fn entries_without_or_with_several_lines_of_options() {
+        let add = change(&["a"], &["b"]).unwrap();
+        assert_eq!(add.apply("title x").unwrap(), "title x\noptions a\n");
+        assert_eq!(add.apply("options").unwrap(), "options a");
+        assert_eq!(
+            add.apply("options b c\n  options d b\nlinux /v\n").unwrap(),
+            "options c\n  options d a\nlinux /v\n"
+        );
+        assert_eq!(add.apply("options a\noptions c\n"), None);
+        assert_eq!(
+            add.apply("options q=\"x b y\"\toptional a\n"),
+            None,
+            "quotes hold an argument together"
+        );
+        assert_eq!(
+            add.apply("optionsx b\n").unwrap(),
+            "optionsx b\noptions a\n"
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_no_argument() {
+        for (add, remove) in [
+            (&[][..], &[][..]),
+            (&["a b"], &[]),
+            (&["a\nlinux /evil"], &[]),
+            (&[""], &[]),
+            (&["a=\"b"], &[]),
+            (&["a"], &["a"]),
+            (&[], &["\t"]),
+        ] {
+            let error = change(add, remove).unwrap_err();
+            assert!(!error.contains("evil"), "{error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn twice_is_once(entry in "(options|linux|#|a|b=1|b=2|\"| |\n|\t|é){0,40}") {
+            let change = change(&["a", "c=\"1 2\""], &["b=*"]).unwrap();
+            if let Some(edited) = change.apply(&entry) {
+                // A quote that is never closed takes in whatever follows it.
+                if edited.lines().all(|line| line.matches('"').count() % 2 == 0) {
+                    proptest::prop_assert_eq!(change.apply(&edited), None);
+                }
+            }
+        }
+    }
+}

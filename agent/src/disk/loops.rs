@@ -1,0 +1,155 @@
+//! For tests: disks with a real file system in a partition, as loop devices.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anneal_protocol::agent::PartitionRef;
+use anneal_protocol::disk::{DiskHints, DiskSelector};
+
+use super::{Chosen, choose};
+use crate::cmdline::Options;
+
+/// Each: its kernel name, size in MiB, package, and how `FILE` is made one with the label `L`.
+pub const FILE_SYSTEMS: [(&str, u64, &str, &str); 4] = [
+    ("vfat", 16, "dosfstools", "mkfs.vfat -n L FILE"),
+    ("ext4", 16, "e2fsprogs", "mkfs.ext4 -q -L L FILE"),
+    ("xfs", 300, "xfsprogs", "mkfs.xfs -q -L L FILE"),
+    ("btrfs", 112, "btrfs-progs", "mkfs.btrfs -q -L L FILE"),
+];
+
+/// Those that this machine's kernel has. Only vfat may be missing, as in kernels made for virtual
+/// machines: `tests/it/netboot.rs` writes all four with the kernel that machines get.
+pub fn known() -> impl Iterator<Item = (&'static str, u64, &'static str, &'static str)> {
+    // Loads the module where there is one.
+    let _ = rustix::mount::fsopen("vfat", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
+    let list = std::fs::read_to_string("/proc/filesystems").unwrap();
+    FILE_SYSTEMS
+        .into_iter()
+        .filter(move |(kind, ..)| *kind != "vfat" || list.lines().any(|line| line.trim() == "vfat"))
+}
+
+/// Runs a tool; a missing one fails the test with the name of its package.
+pub fn tool(package: &str, line: &str) -> String {
+    let words: Vec<&str> = line.split(' ').collect();
+    run(package, Command::new(words[0]).args(&words[1..]), line)
+}
+
+/// Runs a script with file systems mounted for it alone; `$1` is the device.
+pub fn script(device: &Path, text: &str) -> String {
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--mount", "sh", "-euc", text, "sh"])
+        .arg(device);
+    run("util-linux", &mut unshare, text)
+}
+
+fn run(package: &str, command: &mut Command, line: &str) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let ran = command.env("PATH", path).output();
+    let ran = ran.unwrap_or_else(|e| panic!("{line}: {e}; install the package {package}"));
+    let told = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{line}: {told}");
+    String::from_utf8(ran.stdout).unwrap().trim().to_owned()
+}
+
+/// A loop device; detached when dropped.
+#[derive(Debug)]
+pub struct Loop {
+    pub node: PathBuf,
+    /// The file behind it; its name is the serial of the disk.
+    pub file: PathBuf,
+    serial: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.node).status();
+    }
+}
+
+impl Loop {
+    /// A disk with a GPT and one partition, named `root`, that `mkfs FILE` was run on.
+    pub fn new(name: &str, mib: u64, package: &str, mkfs: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("part");
+        std::fs::File::create(&part)
+            .unwrap()
+            .set_len(mib << 20)
+            .unwrap();
+        tool(package, &mkfs.replace("FILE", &part.display().to_string()));
+        Self::of(name, dir, &part)
+    }
+
+    /// Another disk with the same bytes.
+    pub fn copy(&self, name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("part");
+        let (from, to) = (self.file.display(), part.display());
+        tool(
+            "coreutils",
+            &format!("dd if={from} of={to} bs=1M skip=1 conv=sparse status=none"),
+        );
+        Self::of(name, dir, &part)
+    }
+
+    fn of(name: &str, dir: tempfile::TempDir, part: &Path) -> Self {
+        let serial = format!("{name}.img");
+        let file = dir.path().join(&serial);
+        let bytes = std::fs::metadata(part).unwrap().len() >> 20 << 20;
+        std::fs::File::create(&file)
+            .unwrap()
+            .set_len(bytes + (2 << 20))
+            .unwrap();
+        let (from, to) = (part.display(), file.display());
+        tool(
+            "coreutils",
+            &format!("dd if={from} of={to} bs=1M seek=1 conv=sparse,notrunc status=none"),
+        );
+        let sectors = bytes / 512;
+        tool(
+            "gdisk",
+            &format!("sgdisk -n 1:2048:+{sectors} -t 1:8300 -c 1:root {to}"),
+        );
+        std::fs::remove_file(part).unwrap();
+        let node = tool("mount", &format!("losetup --show -fP {to}"));
+        Self {
+            node: PathBuf::from(node),
+            file,
+            serial,
+            _dir: dir,
+        }
+    }
+
+    /// It, chosen by its serial.
+    pub fn chosen(&self) -> Chosen {
+        let options = Options {
+            allow_loop: vec![self.node.clone()],
+            ..Options::default()
+        };
+        let selector = DiskSelector {
+            hints: DiskHints {
+                serial: Some(self.serial.clone()),
+                ..DiskHints::default()
+            },
+            protected: Vec::new(),
+        };
+        choose(&options, &selector).unwrap()
+    }
+
+    /// The device of its partition, made by the kernel when it is first looked for.
+    pub fn partition(&self) -> PathBuf {
+        let disk = self.chosen().disk;
+        super::partition::locate(&disk, &labelled("root"))
+            .unwrap()
+            .1
+    }
+}
+
+/// A partition by label.
+pub fn labelled(label: &str) -> PartitionRef {
+    PartitionRef {
+        label: Some(label.to_owned()),
+        ..PartitionRef::default()
+    }
+}

@@ -1,0 +1,191 @@
+//! A file system of the chosen disk, mounted by the kernel for as long as a step needs it.
+//!
+//! The mount is detached: it has no place in the directory tree and goes away with its
+//! descriptor. What is mounted is a partition of the disk that was chosen, never one that merely
+//! has the same label: the table of that disk says where it lies.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use anneal_protocol::agent::{FailureCode, PartitionRef, StepFailure};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
+
+use super::{Chosen, partition};
+use crate::step::{fail, fail_for_now};
+
+/// How paths are resolved: links inside the file system are followed inside it, and mounts are
+/// not crossed.
+pub(super) const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// What a mount is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Nothing is changed.
+    Read,
+    /// Files are written.
+    Write,
+}
+
+/// A mounted file system; unmounted when dropped.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    /// Kernel name of its partition, `vda3`.
+    pub name: String,
+    root: OwnedFd,
+    device: File,
+}
+
+impl Mounted {
+    /// Its root directory: only good for resolving paths.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Writes everything out, unmounts, and waits until the disk has it.
+    ///
+    /// # Errors
+    /// When the disk does not take it: then nothing is known about what it has.
+    pub fn finish(self) -> io::Result<()> {
+        // The mount's own descriptor only names it; flushing needs an open directory.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::openat(&self.root, ".", flags, Mode::empty())?;
+        rustix::fs::syncfs(&top)?;
+        drop(top);
+        // The last reference to the mount: unmounted when this returns.
+        drop(self.root);
+        // What unmounting wrote, and the disk's own cache.
+        self.device.sync_all()
+    }
+}
+
+/// Mounts a partition of a disk that still is the one chosen.
+///
+/// # Errors
+/// `Partition`, `DiskRefused` when the disk is another one by now, `FileSystem`.
+pub(super) fn mount(
+    chosen: &Chosen,
+    wanted: &PartitionRef,
+    access: Access,
+) -> Result<Mounted, StepFailure> {
+    let (partition, node) = partition::locate(&chosen.disk, wanted)?;
+    let name = file_name(&node);
+    // Names are given out anew when disks come and go; while it is open, this one keeps it.
+    let device = File::open(&node).map_err(|e| super::io_failure("open", &node, &e))?;
+    let disk = chosen.confirm()?.name;
+    if !is_part(&device, &disk, &name) {
+        let text = format!("{name} is not a partition of {disk} any more: nothing is written");
+        return Err(fail(FailureCode::DiskRefused, text));
+    }
+    let kind = match partition.file_system.as_ref().map(|f| f.kind) {
+        Some(kind @ ("vfat" | "ext4" | "xfs" | "btrfs")) => kind,
+        Some(other) => {
+            let text = format!("{name} holds {other}, which the agent does not mount");
+            return Err(fail(FailureCode::FileSystem, text));
+        }
+        None => {
+            let text = format!("{name} holds no file system that the agent knows");
+            return Err(fail(FailureCode::FileSystem, text));
+        }
+    };
+    let root = attach(kind, &node, access).map_err(|e| refused(kind, &name, e))?;
+    Ok(Mounted { name, root, device })
+}
+
+fn refused(kind: &str, name: &str, error: Errno) -> StepFailure {
+    match error {
+        Errno::ROFS | Errno::ACCESS => fail(
+            FailureCode::FileSystem,
+            format!("{name} can only be mounted read-only: its {kind} does not allow writing"),
+        ),
+        error => fail_for_now(
+            FailureCode::FileSystem,
+            format!("cannot mount {kind} on {name}: {error}"),
+        ),
+    }
+}
+
+fn attach(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd> {
+    match attach_once(kind, node, access) {
+        // Btrfs knows devices by their file system's UUID, which images have in common: it
+        // remembers that of another disk, or of an earlier write, as the newer one.
+        Err(Errno::EXIST) if kind == "btrfs" => {
+            forget_btrfs()?;
+            attach_once(kind, node, access)
+        }
+        other => other,
+    }
+}
+
+fn attach_once(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", node)?;
+    if access == Access::Read {
+        fsconfig_set_flag(context.as_fd(), "ro")?;
+    }
+    if kind == "vfat" {
+        // vfat stores neither owner nor permissions: do not fail on setting them.
+        fsconfig_set_flag(context.as_fd(), "quiet")?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    if access == Access::Read {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Lets Btrfs forget every device that is not mounted.
+fn forget_btrfs() -> rustix::io::Result<()> {
+    /// `_IOW(0x94, 5, struct btrfs_ioctl_vol_args)` of linux/btrfs.h.
+    const BTRFS_IOC_FORGET_DEV: libc::c_ulong = 0x5000_9405;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let control = rustix::fs::open("/dev/btrfs-control", flags, Mode::empty())?;
+    // An empty name means all.
+    let all = [0_u8; 4096];
+    // SAFETY: the kernel reads struct btrfs_ioctl_vol_args, 4096 bytes, and keeps no pointer.
+    let result =
+        unsafe { libc::ioctl(control.as_raw_fd(), BTRFS_IOC_FORGET_DEV as _, all.as_ptr()) };
+    if result == -1 {
+        let error = io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or_default();
+        return Err(Errno::from_raw_os_error(error));
+    }
+    Ok(())
+}
+
+/// Whether an open device is what the kernel calls partition `name` of `disk`.
+fn is_part(held: &File, disk: &str, name: &str) -> bool {
+    let Ok(number) = held.metadata().map(|m| m.rdev()) else {
+        return false;
+    };
+    let number = format!(
+        "{}:{}",
+        rustix::fs::major(number),
+        rustix::fs::minor(number)
+    );
+    std::fs::read_to_string(Path::new("/sys/block").join(disk).join(name).join("dev"))
+        .is_ok_and(|text| text.trim() == number)
+}
+
+fn file_name(node: &Path) -> String {
+    node.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "mount_tests.rs"]
+mod tests;
