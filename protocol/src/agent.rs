@@ -163,7 +163,7 @@ pub enum AgentAction {
         gid: u32,
     },
     /// Edit the kernel arguments of every boot loader entry (Boot Loader Specification, type 1:
-    /// `loader/entries/*.conf`) on a file system of the installed disk. Result:
+    /// `loader/entries/*.conf`, else `boot/loader/entries/*.conf`) on a file system of the installed disk. Result:
     /// [`BootArgumentsResult`].
     BootArguments {
         /// Which disk the partition must be on.
@@ -391,7 +391,7 @@ pub struct WriteFileResult {
     pub sha256: String,
 }
 
-/// Result of `boot-arguments`: names of the files below `loader/entries`.
+/// Result of `boot-arguments`: names of the entries' files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootArgumentsResult {
     /// Partition they are on, `vda3`.

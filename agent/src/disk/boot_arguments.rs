@@ -21,8 +21,9 @@ use super::{Chosen, choose};
 use crate::cmdline::Options;
 use crate::step::fail;
 
-/// Where entries are, from the root of the file system that the boot loader reads.
-const ENTRIES: [&str; 2] = ["loader", "entries"];
+/// Where entries are: on a file system of the boot loader's own, or in `/boot` of the root file
+/// system (bootc). The first that has any counts.
+const FOLDERS: [&str; 2] = ["loader/entries", "boot/loader/entries"];
 /// No entry that a person or a program wrote is larger.
 const LARGEST: u64 = 64 << 10;
 
@@ -56,17 +57,26 @@ fn edit_on(
         let text = format!("cannot {what} on {name}: {e}");
         fail(FailureCode::FileSystem, text)
     };
-    let entries = names(mounted.root()).map_err(|e| failed("list loader/entries", &e))?;
-    if entries.is_empty() {
+    let mut found = None;
+    for folder in FOLDERS {
+        let names =
+            names(mounted.root(), folder).map_err(|e| failed(&format!("list {folder}"), &e))?;
+        if !names.is_empty() {
+            found = Some((folder, names));
+            break;
+        }
+    }
+    let Some((folder, entries)) = found else {
         let text = format!(
-            "{name} has no boot loader entries (loader/entries/*.conf): give the partition that the boot loader reads, or put the arguments where this system has them"
+            "{name} has no boot loader entries ({}, *.conf): give the partition that the boot loader reads, or put the arguments where this system has them",
+            FOLDERS.join(" or ")
         );
         return Err(fail(FailureCode::FileSystem, text));
-    }
+    };
     let (mut new, mut unchanged) = (Vec::new(), Vec::new());
     for entry in entries {
-        let edited = read(mounted.root(), &entry, change);
-        match edited.map_err(|e| failed(&format!("read loader/entries/{entry}"), &e))? {
+        let edited = read(mounted.root(), folder, &entry, change);
+        match edited.map_err(|e| failed(&format!("read {folder}/{entry}"), &e))? {
             Some(file) => new.push(file),
             None => unchanged.push(entry),
         }
@@ -75,7 +85,7 @@ fn edit_on(
     for file in &new {
         let entry = file.path.last().cloned().unwrap_or_default();
         files::put(mounted.root(), file)
-            .map_err(|e| failed(&format!("write loader/entries/{entry}"), &e))?;
+            .map_err(|e| failed(&format!("write {folder}/{entry}"), &e))?;
         changed.push(entry);
     }
     mounted
@@ -95,10 +105,9 @@ fn edit_on(
 }
 
 /// The names of the entries, in order; none when there is no folder for them.
-fn names(root: &OwnedFd) -> io::Result<Vec<String>> {
+fn names(root: &OwnedFd, folder: &str) -> io::Result<Vec<String>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = ENTRIES.join("/");
-    let folder = match rustix::fs::openat2(root, &folder, flags, Mode::empty(), INSIDE) {
+    let folder = match rustix::fs::openat2(root, folder, flags, Mode::empty(), INSIDE) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
         other => other?,
     };
@@ -116,9 +125,8 @@ fn names(root: &OwnedFd) -> io::Result<Vec<String>> {
 }
 
 /// The entry as it shall be; none when it is right already.
-fn read(root: &OwnedFd, name: &str, change: &Change) -> io::Result<Option<NewFile>> {
-    let [loader, entries] = ENTRIES;
-    let path = vec![loader.to_owned(), entries.to_owned(), name.to_owned()];
+fn read(root: &OwnedFd, folder: &str, name: &str, change: &Change) -> io::Result<Option<NewFile>> {
+    let path: Vec<String> = folder.split('/').chain([name]).map(str::to_owned).collect();
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat2(root, path.join("/"), flags, Mode::empty(), INSIDE)?;
     let file = File::from(file);
