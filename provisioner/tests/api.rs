@@ -10,6 +10,8 @@ mod daemon;
 mod event_sink;
 #[path = "api/nodes.rs"]
 mod nodes;
+#[path = "api/render.rs"]
+mod render;
 #[path = "api/two_parties.rs"]
 mod two_parties;
 

@@ -60,4 +60,6 @@ pub(crate) mod plan_tests;
 #[cfg(test)]
 mod rack;
 #[cfg(test)]
+mod rendered_tests;
+#[cfg(test)]
 mod tests;

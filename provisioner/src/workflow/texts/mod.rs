@@ -44,11 +44,17 @@ pub fn texts(steps: &[PlannedStep], documents: &[RenderedDocument]) -> Vec<Text>
                 text: contents.to_owned(),
             });
         }
-        if let Some(cmdline) = text("cmdline") {
+        // `boot-arguments` has a list, `kexec` the whole line.
+        let added = step.with.get("add").and_then(|value| value.as_array());
+        let added = added.map(|list| {
+            let words: Vec<&str> = list.iter().filter_map(|word| word.as_str()).collect();
+            words.join(" ")
+        });
+        if let Some(cmdline) = added.or_else(|| text("cmdline").map(str::to_owned)) {
             texts.push(Text {
                 place,
                 path: CMDLINE.to_owned(),
-                text: cmdline.to_owned(),
+                text: cmdline,
             });
         }
     }
