@@ -25,7 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
 
 pub use config_url::{ConfigBase, ConfigRef, SEED};
@@ -246,6 +246,7 @@ impl Set {
         environment.add_filter("shquote", shquote);
         environment.add_filter("b64", b64);
         environment.add_filter("toyaml", to_yaml);
+        environment.add_filter("tojson", to_json);
         environment.add_filter("ignition", ignition::filter);
         environment.add_function("render", render_other);
         environment.add_function("config_url", config_url::config_url);
@@ -342,8 +343,20 @@ fn b64(text: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(text)
 }
 
+/// JSON, of what is there.
+fn to_json(value: &Value, indent: Option<Value>, args: Kwargs) -> Result<Value, Error> {
+    if value.is_undefined() {
+        return Err(Error::from(ErrorKind::UndefinedError));
+    }
+    minijinja::filters::tojson(value, indent, args)
+}
+
 /// YAML that every reader understands the same way.
 fn to_yaml(value: Value) -> Result<String, Error> {
+    // A missing value would become `null`, and nobody would notice.
+    if value.is_undefined() {
+        return Err(Error::from(ErrorKind::UndefinedError));
+    }
     crate::yaml::to_string(&value)
         .map(|text| text.trim_end().to_owned())
         .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))

@@ -100,6 +100,13 @@ fn an_undefined_variable_names_template_and_line() {
             .evaluate("{{ machine.role }}", "t", &context())
             .is_err()
     );
+    for filter in ["toyaml", "tojson", "shquote", "b64"] {
+        let text = format!("x{{{{ machine.role | {filter} }}}}");
+        assert!(
+            renderer.evaluate(&text, "t", &context()).is_err(),
+            "{filter}"
+        );
+    }
 }
 
 #[test]

@@ -152,7 +152,8 @@ fn a_mistake_in_one_of_two_hundred_machines_is_told_for_that_one() {
         [(
             "n77".to_owned(),
             vec![
-                "w.yaml:6: flatcar/ignition.yaml:6:18: undefined value: `machine.rack`".to_owned()
+                "w.yaml:7: flatcar/ignition.yaml:6:18: undefined value: `machine.rack | toyaml`"
+                    .to_owned()
             ]
         )]
     );
@@ -207,7 +208,7 @@ fn another_family_is_refused_with_file_and_line() {
     let talos = WORKFLOW.replace("flatcar/config.ign", "talos/config.yaml");
     let told = prepared(&machine, flatcar(), &talos, &renderer).unwrap_err();
     assert!(
-        told[0].starts_with("w.yaml:6: ") && told[0].contains("`talos/config.yaml`"),
+        told[0].starts_with("w.yaml:7:") && told[0].contains("`talos/config.yaml`"),
         "{told:?}"
     );
     let slip = WORKFLOW.replace("[flatcar,", "[flatcer,");

@@ -152,10 +152,14 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
             destructive: spec.destructive,
         });
     }
-    let documents = documents(renderer, &context).unwrap_or_else(|failed| {
-        errors.extend(failed.iter().map(ToString::to_string));
-        Vec::new()
-    });
+    // What is behind a URL was looked at where it was asked for: a mistake there is told once.
+    let documents = match errors.is_empty() {
+        false => Vec::new(),
+        true => documents(renderer, &context).unwrap_or_else(|failed| {
+            errors.extend(failed.iter().map(ToString::to_string));
+            Vec::new()
+        }),
+    };
     let Findings {
         errors: found,
         mut warnings,
