@@ -260,6 +260,28 @@ async fn garbage_is_what_nobody_needs() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_retired_while_an_image_is_sealed_does_not_sign_it() {
+    let lab = Lab::new().await;
+    let catalog = Arc::new(lab.catalog().await);
+    let before = catalog.public_keys();
+    let (changed, runtime) = (catalog.clone(), tokio::runtime::Handle::current());
+    let finish = move || {
+        runtime.block_on(async {
+            changed.rotate_key().await?;
+            changed.resign().await
+        })?;
+        Ok(Findings::default())
+    };
+    let image = seal(&catalog, request("a@1"), disk(1), finish)
+        .await
+        .unwrap();
+    let keys = catalog.public_keys();
+    assert!(keys.iter().all(|key| !before.contains(key)));
+    let json = std::fs::read(catalog.manifest_path(&image.id).unwrap()).unwrap();
+    SignedManifest::open(&json, &keys, &image.id).unwrap();
+}
+
+#[tokio::test]
 async fn a_rotated_key_leaves_images_valid_until_they_are_signed_again() {
     let lab = Lab::new().await;
     let catalog = lab.catalog().await;

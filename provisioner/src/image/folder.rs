@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anneal_image::{Manifest, PublicKey, SignedManifest, SigningKey};
 use tempfile::TempDir;
 
-use super::ImageError;
+use super::{ImageError, Keyring};
 
 /// File with the frames.
 pub const DATA: &str = "data.zst";
@@ -169,27 +169,24 @@ impl Draft {
         &mut self.data
     }
 
-    /// Signs, and brings everything to disk.
-    pub fn finish(self, manifest: Manifest, key: &SigningKey) -> Result<Sealed, ImageError> {
+    /// Brings the data to disk.
+    pub fn finish(self, manifest: Manifest) -> Result<Sealed, ImageError> {
         let Self { dir, data, folder } = self;
         let path = dir.path().join(DATA);
         data.into_inner()
             .map_err(io::IntoInnerError::into_error)
             .and_then(|file| file.sync_all())
             .map_err(failed("writing", &path))?;
-        let path = dir.path().join(MANIFEST);
-        let signed = SignedManifest::sign(manifest, key);
-        write_synced(&path, &signed.to_json())?;
-        sync_dir(dir.path())?;
         Ok(Sealed {
             dir,
-            manifest: signed.manifest,
+            manifest,
             folder,
         })
     }
 }
 
-/// A complete image that has no name in the folder yet; dropping it removes it.
+/// An image that is complete but for its signature, and has no name in the folder yet; dropping it
+/// removes it.
 #[derive(Debug)]
 pub struct Sealed {
     dir: TempDir,
@@ -203,12 +200,17 @@ impl Sealed {
         &self.manifest
     }
 
-    /// Gives it its name. When the folder holds the same image already, that one stays.
-    pub fn publish(self, keys: &[PublicKey]) -> Result<(), ImageError> {
+    /// Signs it with the key that signs now, and gives it its name. When the folder holds the same
+    /// image already, that one stays.
+    pub fn publish(self, keys: &Keyring) -> Result<(), ImageError> {
         let id = self.manifest.id();
-        if self.folder.holds(&id, keys) {
+        if self.folder.holds(&id, &keys.public()) {
             return Ok(());
         }
+        let path = self.dir.path().join(MANIFEST);
+        let signed = SignedManifest::sign(self.manifest, keys.signing());
+        write_synced(&path, &signed.to_json())?;
+        sync_dir(self.dir.path())?;
         let target = self.folder.path(&id);
         if target.exists() {
             // Signed by a key that is lost, or damaged by hand.

@@ -24,6 +24,7 @@ pub mod format;
 pub mod guard;
 mod job;
 mod line;
+mod memory;
 pub mod oci;
 pub mod pipe;
 pub mod progress;
@@ -31,6 +32,7 @@ pub mod qcow2;
 pub mod raw;
 pub mod tar;
 mod upload;
+mod window;
 
 pub use desk::{Ingests, Limits};
 pub use digest::ContentDigest;

@@ -258,7 +258,7 @@ impl Catalog {
         ImageError: From<E>,
     {
         request.check()?;
-        let (folder, keys) = (self.folder.clone(), self.keyring());
+        let folder = self.folder.clone();
         let (sealed, request) = blocking(move || {
             let mut draft = folder.draft()?;
             let options = PackOptions::default();
@@ -269,7 +269,7 @@ impl Catalog {
             }
             let facts = facts(&request, finish()?)?;
             let manifest = packed.into_manifest(facts)?;
-            Ok((draft.finish(manifest, keys.signing())?, request))
+            Ok((draft.finish(manifest)?, request))
         })
         .await?;
         self.publish(sealed, request).await
@@ -291,7 +291,8 @@ impl Catalog {
                 false => ImageError::Exists(image.reference()),
             });
         }
-        let keys = self.public_keys();
+        // The keys of now, not those of when sealing began: they may have been changed since.
+        let keys = self.keyring();
         blocking(move || sealed.publish(&keys)).await?;
         if let Err(error) = self.store.add_image(&image).await {
             self.sweep_orphans().await?;

@@ -234,9 +234,9 @@ async fn dying_at_any_step_of_an_addition_is_harmless() {
             ..Facts::default()
         };
         let manifest = packed.into_manifest(facts).unwrap();
-        let sealed = draft.finish(manifest, keys.signing()).unwrap();
+        let sealed = draft.finish(manifest).unwrap();
         if published {
-            sealed.publish(&keys.public()).unwrap();
+            sealed.publish(&keys).unwrap();
         } else {
             // A killed process drops nothing.
             std::mem::forget(sealed);

@@ -94,18 +94,7 @@ fn roles_names_and_authors_are_kept() {
     let told = lab.add_fails("x@1", &file, &["--os", "debian"]);
     assert!(told.contains("without proof"), "{told}");
     let web = web::serve(raw.clone(), vec![How::HoldAt(1 << 20)]);
-    let mut first = lab
-        .command(&[
-            "image",
-            "add",
-            "x@1",
-            &web.url,
-            "--os",
-            "debian",
-            "--unproven",
-        ])
-        .spawn()
-        .unwrap();
+    let mut first = lab.adding(&web.url).spawn().unwrap();
     let ingest = lab.until_ingest(|ingest| ingest["received"].as_u64() > Some(0));
     let told = lab.add_fails("x@1", &file, &["--os", "debian", "--unproven"]);
     assert!(
@@ -129,18 +118,7 @@ fn whoever_presses_ctrl_c_leaves_nothing_behind() {
     let raw = disk(&lab, "raw", 8, &[]);
     let web = web::serve(raw, vec![How::HoldAt(4 << 20)]);
     for signal in ["-INT", "-TERM"] {
-        let mut adding = lab
-            .command(&[
-                "image",
-                "add",
-                "x@1",
-                &web.url,
-                "--os",
-                "debian",
-                "--unproven",
-            ])
-            .spawn()
-            .unwrap();
+        let mut adding = lab.adding(&web.url).spawn().unwrap();
         lab.until_ingest(|ingest| {
             ingest["received"].as_u64() > Some(0) && ingest["problem"].is_null()
         });
@@ -157,9 +135,9 @@ fn whoever_presses_ctrl_c_leaves_nothing_behind() {
 
 #[test]
 fn an_upload_of_a_killed_command_expires() {
-    let lab = Lab::new("  upload_patience: 1s\n");
+    let lab = Lab::new("  upload_patience: 5s\n");
     let mut adding = lab
-        .command(&["image", "add", "x@1", "-", "--os", "debian", "--unproven"])
+        .adding("-")
         .stdin(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -184,18 +162,7 @@ fn a_killed_daemon_leaves_nothing_behind_and_the_command_says_so() {
     let mut lab = Lab::new("");
     let raw = disk(&lab, "raw", 8, &[]);
     let web = web::serve(raw, vec![How::HoldAt(5 << 20)]);
-    let mut adding = lab
-        .command(&[
-            "image",
-            "add",
-            "x@1",
-            &web.url,
-            "--os",
-            "debian",
-            "--unproven",
-        ])
-        .spawn()
-        .unwrap();
+    let mut adding = lab.adding(&web.url).spawn().unwrap();
     lab.until_ingest(|ingest| ingest["received"].as_u64() > Some(4 << 20));
     until("a draft", || (!lab.stored().is_empty()).then_some(()));
     lab.kill_and_restart();
@@ -235,7 +202,7 @@ fn a_full_store_is_an_error_and_is_empty_again() {
     assert!(unmounted.success());
 }
 
-fn kill(signal: &str, process: u32) {
+pub fn kill(signal: &str, process: u32) {
     let status = Command::new("kill")
         .args([signal, &process.to_string()])
         .status();

@@ -78,22 +78,22 @@ impl Lab {
 
     /// `image add … -o json`, unproven; what it printed.
     pub fn add(&self, reference: &str, source: &str, args: &[&str]) -> Value {
-        let words = [
-            "image",
-            "add",
-            reference,
-            source,
-            "--unproven",
-            "-o",
-            "json",
-        ];
+        self.add_with(reference, source, &[&["--unproven"], args].concat())
+    }
+
+    /// `image add … -o json`; what it printed.
+    pub fn add_with(&self, reference: &str, source: &str, args: &[&str]) -> Value {
+        let words = ["image", "add", reference, source, "-o", "json"];
         let output = self.anneal(&[&words[..], args].concat());
-        assert!(
-            output.status.success(),
-            "{reference}: {}",
-            text(&output.stderr)
-        );
+        let told = text(&output.stderr);
+        assert!(output.status.success(), "{reference}: {told}");
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// `image add x@1 …`, unproven, to be begun.
+    pub fn adding(&self, source: &str) -> Command {
+        let words = ["image", "add", "x@1", source, "--os", "debian"];
+        self.command(&[&words[..], &["--unproven"]].concat())
     }
 
     /// The same when it must fail: exit code 1 and nothing on standard output; what it said.

@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod faults;
+mod hostile_registry;
 mod lab;
 mod memory;
 mod proofs;
 mod registry;
 mod sources;
+mod uploads;
 mod web;

@@ -51,13 +51,28 @@ fn sign(lab: &Lab, name: &str) -> (String, String) {
 }
 
 fn add(lab: &Lab, reference: &str, source: &str, proof: &[&str]) -> Value {
-    let words = [
-        "image", "add", reference, source, "--os", "debian", "-o", "json",
-    ];
-    let output = lab.anneal(&[&words[..], proof].concat());
-    let told = text(&output.stderr);
-    assert!(output.status.success(), "{reference}: {told}");
-    serde_json::from_slice(&output.stdout).unwrap()
+    lab.add_with(reference, source, &[&["--os", "debian"], proof].concat())
+}
+
+/// Makes a key pair as cosign's; the paths of the secret and the public key.
+pub fn cosign_keys(lab: &Lab, name: &str) -> (String, String) {
+    let path = |end: &str| lab.path(&format!("{name}.{end}"));
+    let path = |end: &str| path(end).to_str().unwrap().to_owned();
+    let (secret, public) = (path("key"), path("pub"));
+    let curve = "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out";
+    let words: Vec<&str> = curve.split(' ').chain([secret.as_str()]).collect();
+    made("openssl", &words);
+    let public_of = ["pkey", "-in", &secret, "-pubout", "-out", &public];
+    made("openssl", &public_of);
+    (secret, public)
+}
+
+/// The signature as `cosign sign-blob --key` makes it: the base64 of an ECDSA signature over the
+/// file.
+pub fn cosign_sign(lab: &Lab, secret: &str, file: &str) -> String {
+    let der = made("openssl", &["dgst", "-sha256", "-sign", secret, file]);
+    let der = lab.file("signature.der", &der);
+    text(&made("base64", &["-w0", &der]))
 }
 
 fn refused(lab: &Lab, source: &str, proof: &[&str], words: &[&str]) {
@@ -98,39 +113,8 @@ fn a_publishers_signature_decides_what_is_added() {
     assert_eq!(image["proof"]["method"], "sha256");
     assert_eq!(image["sha256"], sha256(&raw));
 
-    // As `cosign sign-blob --key` does: the base64 of an ECDSA signature over the file.
-    let path = |name: &str| lab.path(name).to_str().unwrap().to_owned();
-    let (secret, public) = (path("c.key"), path("c.pub"));
-    let curve = "ec_paramgen_curve:P-256";
-    made(
-        "openssl",
-        &[
-            "genpkey",
-            "-algorithm",
-            "EC",
-            "-pkeyopt",
-            curve,
-            "-out",
-            &secret,
-        ],
-    );
-    made(
-        "openssl",
-        &["pkey", "-in", &secret, "-pubout", "-out", &public],
-    );
-    made(
-        "openssl",
-        &[
-            "dgst",
-            "-sha256",
-            "-sign",
-            &secret,
-            "-out",
-            &path("c.der"),
-            &source,
-        ],
-    );
-    let blob = lab.file("c.sig", &made("base64", &["-w0", &path("c.der")]));
+    let (secret, public) = cosign_keys(&lab, "c");
+    let blob = lab.file("c.sig", cosign_sign(&lab, &secret, &source).as_bytes());
     let proof = ["--signature", &blob, "--cosign-key", &public];
     let image = add(&lab, "cosign@1", &source, &proof);
     assert_eq!(image["proof"]["method"], "cosign");

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use super::lab::{Lab, disk, made, sha256, text, until};
+use super::proofs::{cosign_keys, cosign_sign};
 
 const REGISTRY: &str = "127.0.0.1:5000";
 const DISK: &str = "application/vnd.example.disk.v1+xz";
@@ -100,6 +101,20 @@ impl Registry {
         format!("sha256:{}", sha256(&bytes))
     }
 
+    /// Flips a bit of a blob, in the registry's own folder.
+    fn damage(&self, lab: &Lab, blob: &serde_json::Value) {
+        let digest = blob["digest"].as_str().unwrap();
+        let hex = digest.trim_start_matches("sha256:");
+        let path = lab.path(&format!(
+            "registry/docker/registry/v2/blobs/sha256/{}/{hex}/data",
+            &hex[..2]
+        ));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+
     fn image(&self, lab: &Lab, tag: &str, layers: &[serde_json::Value]) -> String {
         let kind = "application/vnd.oci.image.manifest.v1+json";
         let config = self.blob(lab, b"{}", "application/vnd.oci.image.config.v1+json");
@@ -126,6 +141,33 @@ fn artefacts_container_disks_and_indexes_of_a_real_registry() {
     assert_eq!(image["os_version"], "12.9");
     let same = lab.add("debian@digest", &oci(&format!("@{digest}")), &args);
     assert_eq!(same["id"], image["id"]);
+
+    // The sealed data in the same registry is a mirror; the image as it was published is none.
+    let out = lab.path("exported").to_str().unwrap().to_owned();
+    let exported = lab.anneal(&["image", "export", "debian@tag", &out]);
+    assert!(exported.status.success(), "{}", text(&exported.stderr));
+    let data = std::fs::read(lab.path("exported/data.zst")).unwrap();
+    registry.image(
+        &lab,
+        "sealed",
+        &[registry.blob(&lab, &data, "application/zstd")],
+    );
+    let mirror = |tag: &str| {
+        let url = format!("oci+http://{REGISTRY}/os/test:{tag}");
+        lab.anneal(&["image", "mirror", "add", "debian@tag", &url])
+    };
+    let refused = mirror("artefact");
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    let told = text(&refused.stderr);
+    assert!(
+        told.contains(&format!("no layer of {} bytes", data.len())),
+        "{told}"
+    );
+    let added = mirror("sealed");
+    assert!(added.status.success(), "{}", text(&added.stderr));
+    let image = lab.get("images/debian@tag");
+    let url = image["mirrors"][0].as_str().unwrap();
+    assert_eq!(made("curl", &["-sSf", "-r", "7-4006", url]), data[7..4007]);
 
     // A disk in a layer, as KubeVirt has them: a tar with disk/ in it, here with a qcow2 image.
     std::fs::create_dir(lab.path("disk")).unwrap();
@@ -207,24 +249,80 @@ fn artefacts_container_disks_and_indexes_of_a_real_registry() {
     assert!(told.contains("no manifest nosuch"), "{told}");
 
     // Bytes that are not those of the digest: damaged in the registry's own folder.
-    let hex = layer["digest"]
-        .as_str()
-        .unwrap()
-        .trim_start_matches("sha256:")
-        .to_owned();
-    let blob = lab.path(&format!(
-        "registry/docker/registry/v2/blobs/sha256/{}/{hex}/data",
-        &hex[..2]
-    ));
-    let mut bytes = std::fs::read(&blob).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last / 2] ^= 1;
-    std::fs::write(&blob, bytes).unwrap();
+    registry.damage(&lab, &layer);
     let before = lab.stored();
     lab.add_fails(
         "debian@bad",
         &oci(":artefact"),
         &[&args[..], &["--unproven"]].concat(),
+    );
+    assert_eq!(lab.stored(), before);
+}
+
+/// What `cosign sign --key` puts beside an image: an artefact whose layer is the statement that
+/// was signed, with the signature as annotation.
+fn cosign(registry: &Registry, lab: &Lab, secret: &str, digest: &str) {
+    let statement = json!({
+        "critical": {
+            "identity": { "docker-reference": "registry.example.org/os" },
+            "image": { "docker-manifest-digest": digest },
+            "type": "cosign container image signature",
+        },
+        "optional": null,
+    });
+    let statement = serde_json::to_vec(&statement).unwrap();
+    let file = lab.file("statement", &statement);
+    let kind = "application/vnd.dev.cosign.simplesigning.v1+json";
+    let mut layer = registry.blob(lab, &statement, kind);
+    layer["annotations"] =
+        json!({ "dev.cosignproject.cosign/signature": cosign_sign(lab, secret, &file) });
+    let tag = format!("{}.sig", digest.replace(':', "-"));
+    registry.image(lab, &tag, &[layer]);
+}
+
+#[test]
+fn a_cosign_signature_beside_an_image_proves_it() {
+    let lab = Lab::new("");
+    let registry = Registry::start(&lab);
+    let raw = disk(&lab, "raw", 4, &[]);
+    let layer = registry.blob(&lab, &raw, DISK);
+    let digest = registry.image(&lab, "signed", std::slice::from_ref(&layer));
+    let (secret, public) = cosign_keys(&lab, "publisher");
+    let (thiefs, thiefs_public) = cosign_keys(&lab, "thief");
+    let source = format!("oci://{REGISTRY}/os/test:signed");
+    let args = |key| ["--plain-http", "--os", "debian", "--cosign-key", key];
+
+    let told = lab.add_fails("x@1", &source, &args(&public));
+    let tag = format!("{}.sig", digest.replace(':', "-"));
+    assert!(
+        told.contains("there is no ") && told.contains(&tag),
+        "{told}"
+    );
+    // By somebody else, and about another image.
+    cosign(&registry, &lab, &thiefs, &digest);
+    let told = lab.add_fails("x@1", &source, &args(&public));
+    assert!(told.contains("not by the key"), "{told}");
+    assert_eq!(lab.stored(), [""; 0]);
+
+    cosign(&registry, &lab, &secret, &digest);
+    let image = lab.add_with("debian@signed", &source, &args(&public));
+    assert_eq!(image["sha256"], sha256(&raw));
+    assert_eq!(image["proof"]["method"], "cosign", "{image}");
+    let detail = image["proof"]["detail"].as_str().unwrap();
+    assert!(
+        detail.contains(&digest) && detail.contains("registry.example.org/os"),
+        "{detail}"
+    );
+    let told = lab.add_fails("x@1", &source, &args(&thiefs_public));
+    assert!(told.contains("not by the key"), "{told}");
+
+    // A signed manifest whose layer the registry exchanged.
+    registry.damage(&lab, &layer);
+    let before = lab.stored();
+    let told = lab.add_fails("x@1", &source, &args(&public));
+    assert!(
+        told.contains("other bytes") || told.contains("proof"),
+        "{told}"
     );
     assert_eq!(lab.stored(), before);
 }

@@ -165,3 +165,21 @@ fn the_system_must_be_known_and_not_contradicted() {
         (&"talos".into(), &"1.9".into())
     );
 }
+
+/// No HTTP/2 is offered, and whoever asks for it gets ranges all the same.
+#[test]
+fn an_image_is_fetched_over_tls_by_ranges() {
+    let lab = Lab::new("");
+    disk(&lab, "raw", 8, &[]);
+    let file = lab.path("raw").to_str().unwrap().to_owned();
+    lab.add("debian@1", &file, &["--os", "debian"]);
+    let path = "images/debian@1/data";
+    let whole = lab.curl(&[], path).stdout;
+    assert!(whole.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
+    let version = ["--http2", "-w", "%{http_version}", "-r", "100000-3000000"];
+    let part = lab.curl(&version, path);
+    assert!(part.status.success(), "{}", text(&part.stderr));
+    let (bytes, version) = part.stdout.split_at(part.stdout.len() - 3);
+    assert_eq!(text(version), "1.1");
+    assert!(bytes == &whole[100_000..=3_000_000]);
+}

@@ -66,6 +66,7 @@ pub async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> ApiResult<Json<IngestView>> {
+    caller.must_be(Role::Operator)?;
     let job = find(&shared, &id)?;
     if caller.name != job.author {
         return Err(ApiError::new(

@@ -2,7 +2,8 @@
 //!
 //! Invariants: the end of a [`Decoder`] is the end of its source, so that whatever checks the
 //! source's bytes has seen them all; a cut, a wrong checksum and bytes that do not belong are
-//! errors that say where; memory is bounded by [`MEMORY`] whatever the source asks for.
+//! errors that say where; memory is bounded by [`MEMORY`] whatever the source asks for, for all
+//! decoders together.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
@@ -10,12 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use liblzma::stream::Stream;
 
-use super::IngestError;
 use super::format::{Format, is_skippable};
+use super::memory::{Share, Taken};
+use super::{IngestError, window};
 
-/// What a decoder may take for its window: `xz -9` needs 65 MiB, `zstd --long=27` 128 MiB.
+/// What decoders may take for their windows: `xz -9` needs 65 MiB, `zstd --long=27` 128 MiB.
 pub const MEMORY: u64 = 128 << 20;
 const WINDOW_LOG: u32 = 27;
+/// What xz may always take: a stream whose later blocks need more than its first is none of xz's.
+const LEAST: u64 = 16 << 20;
 const BUFFER: usize = 128 << 10;
 
 /// Anything that can be decoded.
@@ -106,11 +110,11 @@ enum Member {
 }
 
 impl Member {
-    fn begin(format: Format, input: Input) -> io::Result<Self> {
+    fn begin(format: Format, input: Input, memory: u64) -> io::Result<Self> {
         Ok(match format {
             Format::Gzip => Self::Gzip(flate2::bufread::GzDecoder::new(input)),
             Format::Xz => {
-                let stream = Stream::new_stream_decoder(MEMORY, 0)?;
+                let stream = Stream::new_stream_decoder(memory, 0)?;
                 Self::Xz(liblzma::bufread::XzDecoder::new_stream(input, stream))
             }
             Format::Bzip2 => Self::Bzip2(bzip2::bufread::BzDecoder::new(input)),
@@ -151,7 +155,8 @@ impl Member {
 
 enum State {
     Between(Input),
-    In(Box<Member>),
+    /// With the memory that it takes.
+    In(Box<Member>, Taken),
     Ended,
 }
 
@@ -159,20 +164,25 @@ enum State {
 pub struct Decoder {
     state: State,
     format: Format,
+    share: Share,
+    depth: usize,
     taken: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
     raw: u64,
 }
 
 impl Decoder {
-    /// A decoder of `format`, which must be a compression.
+    /// A decoder of `format`, which must be a compression, inside `depth` others. It takes its
+    /// memory out of `share`.
     #[must_use]
-    pub fn new(format: Format, source: Source) -> Self {
+    pub fn new(format: Format, source: Source, share: Share, depth: usize) -> Self {
         let input = Input::new(source);
         let (taken, ended) = (Arc::clone(&input.taken), Arc::clone(&input.ended));
         Self {
             state: State::Between(input),
             format,
+            share,
+            depth,
             taken,
             ended,
             raw: 0,
@@ -198,7 +208,7 @@ impl Decoder {
         }
         let what = match error.to_string() {
             text if text.to_lowercase().contains("memory") => format!(
-                "it needs more than the {} MiB that decoding may take; compress it with a smaller window",
+                "it needs more than the {} MiB that decoding may take, or than its beginning says; compress it with a smaller window",
                 MEMORY >> 20
             ),
             text => text,
@@ -229,7 +239,17 @@ impl Decoder {
             if matches!(self.format, Format::Zstd | Format::Lz4) && is_skippable(head) {
                 self.skip(&mut input)?;
             } else if begins(self.format, head) {
-                return Ok(State::In(Box::new(Member::begin(self.format, input)?)));
+                let head = match self.format {
+                    Format::Zstd | Format::Xz => input.peek(window::PEEK)?,
+                    // No window that matters; and how an lz4 frame ends must not be looked at.
+                    _ => &[],
+                };
+                let needed = window::needed(self.format, head);
+                let taken = self.share.take(self.depth, needed);
+                let taken = taken.map_err(IngestError::into_io)?;
+                let limit = needed.clamp(LEAST, MEMORY);
+                let member = Member::begin(self.format, input, limit)?;
+                return Ok(State::In(Box::new(member), taken));
             } else {
                 let (format, at) = (self.format.name(), self.at());
                 return Err(IngestError::Trailing { format, at }.into_io());
@@ -255,10 +275,10 @@ impl Decoder {
                 self.state = self.between(input)?;
                 Ok(None)
             }
-            State::In(mut member) => {
+            State::In(mut member, taken) => {
                 let read = member.read(buffer)?;
                 if read > 0 {
-                    self.state = State::In(member);
+                    self.state = State::In(member, taken);
                     return Ok(Some(read));
                 }
                 // lz4_flex takes an end of its source between two blocks for the frame's end.

@@ -18,6 +18,7 @@ use super::IngestError;
 use super::fetch::Patience;
 use super::guard::{Guard, shown};
 use super::job::{self, Job, Tools};
+use super::memory::Memory;
 use super::pipe::{self, pipe};
 use super::upload::Upload;
 use crate::clock::now;
@@ -44,7 +45,7 @@ pub struct Limits {
     pub remembered: usize,
 }
 
-/// Each takes up to two threads, a decoder's window and two batches of frames.
+/// Each takes up to two threads and two batches of frames; decoders share their memory.
 const AT_ONCE: usize = 4;
 const REMEMBERED: usize = 100;
 
@@ -108,6 +109,7 @@ impl Ingests {
                 catalog,
                 policy,
                 limits,
+                memory: Memory::default(),
             },
             recorder,
             jobs: Mutex::default(),

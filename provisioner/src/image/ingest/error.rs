@@ -2,6 +2,8 @@
 
 use std::io;
 
+use anneal_image::PackError;
+
 use crate::image::ImageError;
 use crate::image::proof::ProofError;
 
@@ -64,6 +66,9 @@ pub enum IngestError {
         /// Needed bytes.
         needed: u64,
     },
+    /// A part before this one ended without coming to its end; it says why.
+    #[error("the source broke off before its end")]
+    Broken,
     /// Where it comes from failed.
     #[error("{0}")]
     Source(String),
@@ -112,7 +117,7 @@ impl IngestError {
             Self::CutShort { .. } => "image-cut-short",
             Self::TooLarge { .. } => "image-too-large",
             Self::NoSpace { .. } => "image-no-space",
-            Self::Source(_) => "image-source-failed",
+            Self::Broken | Self::Source(_) => "image-source-failed",
             Self::Changed(_) => "image-source-changed",
             Self::Refused(_) => "image-source-refused",
             Self::System(_) => "image-os",
@@ -135,6 +140,19 @@ impl IngestError {
         match error.downcast::<Self>() {
             Ok(own) => own,
             Err(source) => Self::Io { operation, source },
+        }
+    }
+
+    /// Whether this says no more than that a part before failed, which says why.
+    #[must_use]
+    pub fn is_consequence(&self) -> bool {
+        match self {
+            Self::Broken => true,
+            Self::Image(ImageError::Pack(PackError::Read { source, .. })) => source
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<Self>())
+                .is_some_and(Self::is_consequence),
+            _ => false,
         }
     }
 

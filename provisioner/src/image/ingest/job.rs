@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anneal_image::PackError;
 use anneal_protocol::api::{IngestRequest, IngestSource, Problem};
 use anneal_protocol::time::Millis;
 use reqwest::Url;
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::desk::Limits;
 use super::fetch::{self, Download, Outcome, Target};
 use super::line::{self, Failure, Head, ProofSlot, Work};
+use super::memory::Memory;
 use super::pipe::{self, pipe};
 use super::progress::Progress;
 use super::raw::{self, Rules};
@@ -94,6 +94,7 @@ pub(super) struct Tools {
     pub catalog: Arc<Catalog>,
     pub policy: Arc<Policy>,
     pub limits: Limits,
+    pub memory: Memory,
 }
 
 /// Where the bytes come from, ready to be opened.
@@ -139,6 +140,9 @@ pub(super) async fn run(
     // Removed when this function ends, after the thread that uses it.
     let scratch = tools.catalog.scratch()?;
     let failure = Failure::default();
+    // Also when this future is dropped: the thread must not wait for what nobody needs.
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
     let proof = ProofSlot::default();
     let (raw_sender, raw) = pipe();
     let (head_sender, head) = oneshot::channel();
@@ -147,6 +151,7 @@ pub(super) async fn run(
         rules: Rules {
             max_size: tools.limits.max_size,
             tar: matches!(request.source, IngestSource::Oci(_)),
+            memory: tools.memory.share(stop.clone()),
             spool: scratch.path().to_owned(),
         },
         checker,
@@ -170,6 +175,7 @@ pub(super) async fn run(
             // The failure is told before the pipe breaks on account of it.
             (Err(error), published) => {
                 failure.set(error);
+                stop.cancel();
                 drop(published);
             }
         }
@@ -179,41 +185,18 @@ pub(super) async fn run(
     };
     let sealing = async {
         let ended = seal(job, &request, tools, told, head, raw, proof).await;
-        // Told before the source is cut off on account of it, unless it only says that the source
-        // broke: whoever broke it knows why, and may not have told yet.
-        let ended = ended.map_err(|error| {
-            if is_consequence(&error) {
-                Some(error)
-            } else {
-                failure.set(error);
-                None
-            }
-        });
+        // Told before the source is cut off on account of it.
+        let image = ended.map_err(|error| failure.set(error)).ok();
         sealed.cancel();
-        ended
+        image
     };
-    let ((), ended) = tokio::join!(feeding, sealing);
+    let ((), image) = tokio::join!(feeding, sealing);
     if let Err(error) = thread.await
         && let Ok(panic) = error.try_into_panic()
     {
         std::panic::resume_unwind(panic);
     }
-    ended.map_err(|rest| {
-        let lost = || IngestError::Source(UNREAD.to_owned());
-        failure.take().or(rest).unwrap_or_else(lost)
-    })
-}
-
-/// What is said when nobody says more.
-const UNREAD: &str = "the source could not be read";
-
-/// Whether an error of sealing says no more than that its source ended before it should.
-fn is_consequence(error: &IngestError) -> bool {
-    match error {
-        IngestError::Source(text) => text == UNREAD,
-        IngestError::Image(ImageError::Pack(PackError::Read { .. })) => true,
-        _ => false,
-    }
+    image.ok_or_else(|| failure.take().unwrap_or(IngestError::Broken))
 }
 
 async fn feed_from(
@@ -270,7 +253,7 @@ async fn prepare(
             told.names.push(found.reference.whole());
             told.version = found.version.clone();
             let layer = Some(found.layer.clone());
-            beside = Some((oci::library(source), found));
+            beside = Some(found);
             Feed::Fetch(Box::new(Fetch {
                 target: Target::Blob(Box::new(blob)),
                 layer,
@@ -278,10 +261,8 @@ async fn prepare(
         }
     };
     let published = Published {
-        oci: beside.as_ref().map(|((client, auth), found)| OciImage {
-            client,
-            auth,
-            reference: &found.reference,
+        oci: beside.as_ref().map(|found| OciImage {
+            registry: &found.registry,
             digests: found.digests.clone(),
             layer: found.layer.digest.clone(),
         }),
@@ -302,8 +283,7 @@ async fn seal(
     raw: pipe::Receiver,
     proof: ProofSlot,
 ) -> Result<ImageRecord, IngestError> {
-    let broke = || IngestError::Source(UNREAD.to_owned());
-    let head = head.await.map_err(|_| broke())?;
+    let head = head.await.map_err(|_| IngestError::Broken)?;
     let mut names: Vec<&str> = told.names.iter().map(String::as_str).collect();
     names.extend(head.inner_name.as_deref());
     let detected = detect::detect(&head.bytes, &names);

@@ -27,15 +27,18 @@ pub struct Head {
     pub inner_name: Option<String>,
 }
 
-/// The first failure of an ingest: what came after it follows from it.
+/// The first cause of an ingest's failure. The parts run side by side: what one of them meets
+/// because another failed may be told before the other tells why, and gives way to it.
 #[derive(Debug, Clone, Default)]
 pub struct Failure(Arc<Mutex<Option<IngestError>>>);
 
 impl Failure {
-    /// Remembers an error, unless there is one.
+    /// Remembers an error, unless its cause, or an earlier one, is known.
     pub fn set(&self, error: IngestError) {
         let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(error);
+        if first.as_ref().is_none_or(IngestError::is_consequence) {
+            *first = Some(error);
+        }
     }
 
     /// Takes it out.
@@ -142,5 +145,43 @@ impl Read for Tap {
             checker.update(&buffer[..read]);
         }
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anneal_image::PackError;
+
+    use super::*;
+    use crate::image::ImageError;
+
+    #[test]
+    fn a_consequence_gives_way_to_its_cause_whoever_is_first() {
+        let broken = || IngestError::Broken;
+        let packing = || {
+            let source = IngestError::Broken.into_io();
+            IngestError::Image(ImageError::Pack(PackError::Read { at: 7, source }))
+        };
+        let cause = || IngestError::System("the cause".to_owned());
+        let later = || IngestError::Source("later".to_owned());
+        let disk = || {
+            let source = io::Error::other("the disk");
+            IngestError::Image(ImageError::Pack(PackError::Read { at: 7, source }))
+        };
+        type Order = Vec<fn() -> IngestError>;
+        let cases: [(Order, IngestError); 5] = [
+            (vec![broken, packing, cause, later], cause()),
+            (vec![cause, packing, broken, later], cause()),
+            (vec![packing, later, cause], later()),
+            (vec![broken, disk, cause], disk()),
+            (vec![broken], broken()),
+        ];
+        for (order, expected) in cases {
+            let failure = Failure::default();
+            order.iter().for_each(|error| failure.set(error()));
+            let told = failure.take().map(|error| error.to_string());
+            assert_eq!(told, Some(expected.to_string()));
+            assert!(failure.take().is_none());
+        }
     }
 }

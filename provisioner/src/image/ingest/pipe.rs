@@ -78,10 +78,7 @@ impl Read for Receiver {
             match self.receiver.blocking_recv() {
                 Some(Some(bytes)) => self.current = bytes,
                 Some(None) => self.finished = true,
-                None => {
-                    let text = "the source broke off before its end";
-                    return Err(IngestError::Source(text.to_owned()).into_io());
-                }
+                None => return Err(IngestError::Broken.into_io()),
             }
         }
         let count = self.current.len().min(buffer.len());

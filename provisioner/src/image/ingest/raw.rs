@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use super::IngestError;
 use super::decode::{Decoder, Source};
 use super::format::{Format, PEEK, sniff};
+use super::memory::Share;
 use super::qcow2::Qcow2;
 use super::tar::DiskInTar;
 
@@ -25,6 +26,8 @@ pub struct Rules {
     pub max_size: u64,
     /// Whether a tar archive may hold the disk: layers of container images do.
     pub tar: bool,
+    /// Where decoders take their memory.
+    pub memory: Share,
     /// Where a qcow2 image is spooled, because reading it needs seeking. The file has no name.
     pub spool: PathBuf,
 }
@@ -49,7 +52,7 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
     let mut layers = Vec::new();
     let mut inner_name = None;
     let mut source = source;
-    let mut compressed = false;
+    let (mut compressed, mut depth) = (false, 0);
     loop {
         let (head, whole) = peek(source)?;
         let format = sniff(&head)?;
@@ -68,7 +71,9 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
                 }
                 compressed = true;
                 layers.push(format.name());
-                source = Box::new(Decoder::new(format, whole));
+                let share = rules.memory.clone();
+                source = Box::new(Decoder::new(format, whole, share, depth));
+                depth += 1;
             }
             Format::Qcow2 => {
                 layers.push("qcow2");

@@ -18,7 +18,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("gpgv", "gpgv"),
     ("minisign", "minisign"),
     ("openssl", "openssl"),
-    ("docker-registry", "docker-registry"),
     ("unshare", "util-linux"),
 ];
 

@@ -4,7 +4,10 @@ use std::io::Cursor;
 use std::path::Path;
 use std::process::Command;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
+use crate::image::ingest::memory::Memory;
 
 const TOOLS: [(Format, &str, &[&str]); 5] = [
     (Format::Gzip, "gzip", &["-c"]),
@@ -42,7 +45,8 @@ fn run(tool: &str, arguments: &[&str], file: &Path) -> Vec<u8> {
 
 fn decode(format: Format, bytes: &[u8]) -> Result<Vec<u8>, IngestError> {
     let mut raw = Vec::new();
-    Decoder::new(format, Box::new(Cursor::new(bytes.to_vec())))
+    let share = Memory::default().share(CancellationToken::new());
+    Decoder::new(format, Box::new(Cursor::new(bytes.to_vec())), share, 0)
         .read_to_end(&mut raw)
         .map(|_| raw)
         .map_err(|error| IngestError::from_io("decoding", error))

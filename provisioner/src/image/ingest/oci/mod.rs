@@ -8,19 +8,20 @@
 mod manifest;
 mod registry;
 
+use std::sync::Arc;
+
 use anneal_protocol::api::OciSource;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
+use oci_spec::distribution::Reference;
 use reqwest::Response;
 use reqwest::header::HeaderMap;
 
 use super::IngestError;
 use super::digest::ContentDigest;
-use super::fetch::{Patience, Trouble, Web};
+use super::fetch::{Trouble, Web};
 
 pub use manifest::Layer;
 use manifest::{Manifest, Platform};
-use registry::Registry;
+pub use registry::Registry;
 
 /// Indexes in indexes: one is usual, a few are tolerated.
 const DEPTH: usize = 3;
@@ -29,7 +30,9 @@ const DEPTH: usize = 3;
 #[derive(Debug)]
 pub struct Resolved {
     /// The reference, as it was read.
-    pub reference: oci_client::Reference,
+    pub reference: Reference,
+    /// The repository that it is in.
+    pub registry: Arc<Registry>,
     /// Digests that lead to the layer, each checked: of the index, if there is one, and of the
     /// manifest. What a signature is about.
     pub digests: Vec<String>,
@@ -41,7 +44,7 @@ pub struct Resolved {
 
 /// A blob that can be opened, also in its middle.
 pub struct Blob {
-    registry: Registry,
+    registry: Arc<Registry>,
     layer: Layer,
 }
 
@@ -68,13 +71,13 @@ impl Blob {
 /// When the reference or what it names cannot be had or understood, or the layer is not clear.
 pub async fn resolve(web: Web, source: &OciSource) -> Result<(Resolved, Blob), IngestError> {
     let text = source.reference.trim_start_matches("oci://");
-    let reference: oci_client::Reference = text.parse().map_err(|error| {
+    let reference: Reference = text.parse().map_err(|error| {
         IngestError::Invalid(format!(
             "{text:?} is not an OCI reference such as registry.example.org/os/debian:12: {error}"
         ))
     })?;
     let platform = Platform::parse(source.platform.as_deref().unwrap_or("linux/amd64"))?;
-    let registry = Registry::new(web, &reference, source)?;
+    let registry = Arc::new(Registry::new(web, &reference, source)?);
     let mut wanted = match reference.digest() {
         Some(digest) => digest.to_owned(),
         None => reference.tag().unwrap_or("latest").to_owned(),
@@ -84,11 +87,16 @@ pub async fn resolve(web: Web, source: &OciSource) -> Result<(Resolved, Blob), I
         let (digest, bytes) = registry.manifest(&wanted).await?;
         digests.push(digest);
         match Manifest::parse(&bytes)? {
-            Manifest::Index(index) => wanted = index.choose(&platform)?,
+            Manifest::Index(index) => {
+                wanted = index.choose(&platform)?;
+                // It is about to be part of a path.
+                ContentDigest::parse(&wanted)?;
+            }
             Manifest::Image(image) => {
                 let layer = image.choose(source.layer.as_deref())?;
                 let resolved = Resolved {
                     reference,
+                    registry: Arc::clone(&registry),
                     digests,
                     version: image.version(&layer),
                     layer: layer.clone(),
@@ -100,35 +108,6 @@ pub async fn resolve(web: Web, source: &OciSource) -> Result<(Resolved, Blob), I
     Err(IngestError::Source(format!(
         "{text} is an index of indexes of indexes: name the manifest by its digest"
     )))
-}
-
-/// Client and login with which signatures beside the image are looked for: the library's own,
-/// because it is the library that does it.
-#[must_use]
-pub fn library(source: &OciSource) -> (oci_client::Client, RegistryAuth) {
-    const END: &str = "-----END CERTIFICATE-----";
-    let certificates = source.ca.iter().flat_map(|pem| pem.split_inclusive(END));
-    let config = ClientConfig {
-        protocol: match source.plain_http {
-            true => ClientProtocol::Http,
-            false => ClientProtocol::Https,
-        },
-        tls_certs_only: certificates
-            .filter(|pem| pem.contains(END))
-            .map(|pem| Certificate {
-                encoding: CertificateEncoding::Pem,
-                data: pem.as_bytes().to_vec(),
-            })
-            .collect(),
-        connect_timeout: Some(Patience::default().connect),
-        read_timeout: Some(Patience::default().stall),
-        ..ClientConfig::default()
-    };
-    let auth = match (&source.username, &source.password) {
-        (Some(user), Some(password)) => RegistryAuth::Basic(user.clone(), password.clone()),
-        _ => RegistryAuth::Anonymous,
-    };
-    (oci_client::Client::new(config), auth)
 }
 
 impl Layer {

@@ -1,15 +1,18 @@
 //! Asking a registry: the OCI distribution API with Basic and Bearer authentication.
 //!
-//! Invariant: credentials go to the registry and to the token service that it names, over TLS
-//! unless plain HTTP was asked for; never to where a blob redirects.
+//! Invariants: credentials go to the registry and to the token service that it names, over TLS
+//! unless plain HTTP was asked for; never to where a blob redirects. Every request, also for a
+//! token and after a redirect, passes the guard of [`Web`]; answers that are kept in memory are
+//! bounded in size and time.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anneal_protocol::api::OciSource;
 use base64::Engine as _;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
+use sha2::Digest as _;
 
 use crate::image::ingest::IngestError;
 use crate::image::ingest::digest::ContentDigest;
@@ -19,10 +22,15 @@ use crate::image::ingest::fetch::{Trouble, Web, trouble};
 const MAX_MANIFEST: usize = 4 << 20;
 const MAX_TOKEN: usize = 64 << 10;
 const TRIES: u32 = 3;
+/// Pause between two of them.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long the registry may take for a manifest or a small blob, logging in included.
+const ANSWER: Duration = Duration::from_secs(60);
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
 /// One repository of a registry.
+#[derive(Debug)]
 pub struct Registry {
     web: Web,
     base: Url,
@@ -40,7 +48,7 @@ impl Registry {
     /// When the registry's name is not one.
     pub fn new(
         web: Web,
-        reference: &oci_client::Reference,
+        reference: &oci_spec::distribution::Reference,
         source: &OciSource,
     ) -> Result<Self, IngestError> {
         let host = reference.resolve_registry();
@@ -77,7 +85,10 @@ impl Registry {
         self.name.clone()
     }
 
-    /// `GET` of a path in the repository; logs in when asked to.
+    /// `GET` of a path in the repository; logs in when asked to. The caller bounds time and size.
+    ///
+    /// # Errors
+    /// When the registry cannot be reached, or refuses the login.
     pub async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Trouble> {
         let fatal = |text: String| Trouble::Fatal(IngestError::Source(text));
         let url = self
@@ -178,61 +189,117 @@ impl Registry {
     /// A manifest and its digest: the bytes are those of the digest.
     ///
     /// # Errors
-    /// When it cannot be had, or the bytes are others.
+    /// When there is none, it cannot be had, or the bytes are others.
     pub async fn manifest(&self, reference: &str) -> Result<(String, Vec<u8>), IngestError> {
+        let found = self.find_manifest(reference).await?;
+        found.ok_or_else(|| {
+            IngestError::Source(format!("{} has no manifest {reference}", self.name))
+        })
+    }
+
+    /// As [`Registry::manifest`]; `None` when the registry says that there is none.
+    ///
+    /// # Errors
+    /// When it cannot be had, or the bytes are others.
+    pub async fn find_manifest(
+        &self,
+        reference: &str,
+    ) -> Result<Option<(String, Vec<u8>)>, IngestError> {
+        let expected = match reference.contains(':') {
+            true => Some(ContentDigest::parse(reference)?),
+            false => None,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
+        let path = format!("manifests/{reference}");
+        let Some(bytes) = self.small(&path, &headers, MAX_MANIFEST).await? else {
+            return Ok(None);
+        };
+        let digest = match expected {
+            Some(expected) => {
+                self.same(expected, &bytes, reference)?;
+                reference.to_owned()
+            }
+            None => format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes))),
+        };
+        Ok(Some((digest, bytes)))
+    }
+
+    /// A blob of at most `most` bytes: they are those of the digest.
+    ///
+    /// # Errors
+    /// When there is none, it cannot be had, is longer, or the bytes are others.
+    pub async fn small_blob(&self, digest: &str, most: usize) -> Result<Vec<u8>, IngestError> {
+        let expected = ContentDigest::parse(digest)?;
+        let path = format!("blobs/{digest}");
+        let found = self.small(&path, &HeaderMap::new(), most).await?;
+        let bytes = found
+            .ok_or_else(|| IngestError::Source(format!("{} has no blob {digest}", self.name)))?;
+        self.same(expected, &bytes, digest)?;
+        Ok(bytes)
+    }
+
+    fn same(
+        &self,
+        mut expected: ContentDigest,
+        bytes: &[u8],
+        wanted: &str,
+    ) -> Result<(), IngestError> {
+        expected.update(bytes);
+        expected.check().map_err(|text| {
+            IngestError::Digest(format!(
+                "what {} sent for {wanted} is not it: {text}",
+                self.name
+            ))
+        })
+    }
+
+    /// All of a small answer, tried a few times; none when the registry has no such thing.
+    async fn small(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        most: usize,
+    ) -> Result<Option<Vec<u8>>, IngestError> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.try_manifest(reference).await {
+            let tried = tokio::time::timeout(ANSWER, self.try_small(path, headers, most)).await;
+            let late = || Trouble::Broken(format!("no whole answer in {} s", ANSWER.as_secs()));
+            match tried.unwrap_or_else(|_| Err(late())) {
                 Ok(found) => return Ok(found),
                 Err(Trouble::Fatal(error)) => return Err(error),
                 Err(Trouble::Broken(text)) if tries >= TRIES => {
                     return Err(IngestError::Source(format!(
-                        "asking {} for {reference} failed {tries} times: {text}",
+                        "asking {} for {path} failed {tries} times: {text}",
                         self.name
                     )));
                 }
-                Err(Trouble::Broken(_)) => {
-                    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-                }
+                Err(Trouble::Broken(_)) => tokio::time::sleep(PAUSE).await,
             }
         }
     }
 
-    async fn try_manifest(&self, reference: &str) -> Result<(String, Vec<u8>), Trouble> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
-        let response = self.get(&format!("manifests/{reference}"), headers).await?;
+    async fn try_small(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        most: usize,
+    ) -> Result<Option<Vec<u8>>, Trouble> {
+        let response = self.get(path, headers.clone()).await?;
         match response.status() {
-            StatusCode::OK => {}
+            StatusCode::OK => body(response, most).await.map(Some),
+            StatusCode::NOT_FOUND => Ok(None),
             status if status.is_server_error() => {
-                return Err(Trouble::Broken(format!("the registry answered {status}")));
+                Err(Trouble::Broken(format!("the registry answered {status}")))
             }
-            status => {
-                return Err(Trouble::Fatal(IngestError::Source(format!(
-                    "{} has no manifest {reference}: the registry answered {status}",
-                    self.name
-                ))));
-            }
-        }
-        let bytes = body(response, MAX_MANIFEST).await?;
-        let own = format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes)));
-        if !reference.contains(':') {
-            return Ok((own, bytes));
-        }
-        let mut expected = ContentDigest::parse(reference).map_err(Trouble::Fatal)?;
-        expected.update(&bytes);
-        expected.check().map_err(|text| {
-            Trouble::Fatal(IngestError::Digest(format!(
-                "the manifest that {} sent for {reference} is not it: {text}",
+            status => Err(Trouble::Fatal(IngestError::Source(format!(
+                "{} does not give {path}: the registry answered {status}",
                 self.name
-            )))
-        })?;
-        Ok((reference.to_owned(), bytes))
+            )))),
+        }
     }
 }
-
-use sha2::Digest as _;
 
 fn secret(text: &str) -> Result<HeaderValue, Trouble> {
     let mut value = HeaderValue::from_str(text).map_err(|_| {
@@ -244,6 +311,7 @@ fn secret(text: &str) -> Result<HeaderValue, Trouble> {
     Ok(value)
 }
 
+/// The whole body, unless it is longer than `most` bytes.
 async fn body(mut response: Response, most: usize) -> Result<Vec<u8>, Trouble> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(trouble)? {

@@ -3,13 +3,17 @@
 use std::io::Cursor;
 use std::process::Command;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::image::ingest::decode::tests::{packed, sample};
+use crate::image::ingest::memory::Memory;
 
 fn rules(tar: bool) -> Rules {
     Rules {
         max_size: 1 << 30,
         tar,
+        memory: Memory::default().share(CancellationToken::new()),
         spool: std::env::temp_dir(),
     }
 }
