@@ -27,7 +27,7 @@ use super::problem::{ApiError, ApiResult};
 use crate::app::Shared;
 use crate::event::{Event, kind};
 use crate::pki::AgentIdentity;
-use crate::token::{Claim, Purpose, Refused, TokenError};
+use crate::token::{Claim, Enrolment, Purpose, Refused, TokenError};
 
 /// How long `next` is held when there is nothing to do; below usual proxy limits.
 const LONG_POLL: Duration = Duration::from_secs(25);
@@ -72,9 +72,17 @@ async fn must_be_latest(shared: &Shared, agent: &AgentIdentity, by: IpAddr) -> A
         run,
         enrolment,
     } = agent;
-    let latest = shared.tokens.is_latest_enrolment(run, enrolment).await;
-    if latest.map_err(internal)? {
-        return Ok(());
+    let worth = shared.tokens.enrolment(run, enrolment).await;
+    match worth.map_err(internal)? {
+        Enrolment::Good => return Ok(()),
+        Enrolment::Void => {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "enrolment-void",
+                "the run was taken up again while this agent was silent: boot again",
+            ));
+        }
+        Enrolment::Followed => {}
     }
     let wanted = shared.engine.wants_agent(machine).await.map_err(internal)?;
     if wanted.is_some_and(|(active, _)| active == *run) {

@@ -15,6 +15,7 @@ mod images;
 mod leases;
 mod machines;
 mod migrations;
+mod run_machine;
 mod runs;
 mod tokens;
 mod written;
@@ -28,7 +29,7 @@ pub use api_keys::{ApiKeyRecord, StoredAnswer};
 pub use events::{EventRow, Sighting};
 pub use leases::{Lease, LeaseChange, LeaseState};
 pub use machines::{ApplyError, HistoryRow, MachineRow};
-pub use runs::MachineChange;
+pub use run_machine::MachineChange;
 pub use written::OnDisk;
 
 /// Why a question to the store has no answer.

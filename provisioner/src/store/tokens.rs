@@ -1,8 +1,8 @@
 //! Tokens: what is known of each secret except the secret.
 
 use anneal_protocol::time::Millis;
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
 
 use super::{Result, Store, StoreError, during};
 use crate::event::kind;
@@ -104,22 +104,26 @@ impl Store {
         .map_err(during("revoking tokens"))
     }
 
-    /// The boot token that the latest agent of a run enrolled with.
+    /// The boot token that the latest agent of a run enrolled with, and when that became void.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn latest_enrolment(&self, run: &str) -> Result<Option<String>> {
+    pub async fn latest_enrolment(&self, run: &str) -> Result<Option<(String, Option<Millis>)>> {
         // Only one boot token of a run is live at a time: they are used in the order of their
         // making. The writer's connection sees what was just written.
-        sqlx::query_scalar(
-            "SELECT id FROM tokens WHERE run = $1 AND purpose = $2 AND used_at IS NOT NULL \
-             ORDER BY id DESC LIMIT 1",
+        let row = sqlx::query(
+            "SELECT id, revoked_at FROM tokens WHERE run = $1 AND purpose = $2 \
+             AND used_at IS NOT NULL ORDER BY id DESC LIMIT 1",
         )
         .bind(run)
         .bind(Purpose::Boot.as_str())
         .fetch_optional(&self.writer)
         .await
-        .map_err(during("looking for the latest enrolment"))
+        .map_err(during("looking for the latest enrolment"))?;
+        Ok(row.map(|row| {
+            let void: Option<i64> = row.get("revoked_at");
+            (row.get("id"), void.map(Millis))
+        }))
     }
 
     /// When a document of a config token was first served.
@@ -215,6 +219,24 @@ impl Store {
             .map(token)
             .collect()
     }
+}
+
+/// Makes void what agents of a run have enrolled with so far.
+pub(super) async fn void_enrolments(
+    tx: &mut Transaction<'static, Sqlite>,
+    run: &str,
+    at: Millis,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE tokens SET revoked_at = $3 WHERE run = $1 AND purpose = $2 AND revoked_at IS NULL",
+    )
+    .bind(run)
+    .bind(Purpose::Boot.as_str())
+    .bind(at.0)
+    .execute(&mut **tx)
+    .await
+    .map(|_| ())
+    .map_err(during("voiding enrolments"))
 }
 
 fn token(row: &SqliteRow) -> Result<TokenRecord> {

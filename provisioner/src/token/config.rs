@@ -7,6 +7,7 @@
 //! Not here: what is in a document (`workflow`), and HTTP.
 
 use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anneal_protocol::time::Millis;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Claim, Purpose, Refused, TokenRecord, Tokens, Use, judge_config};
+use super::{Claim, Purpose, Refused, TokenRecord, Tokens, Use, digest, judge_config};
 use crate::clock::now;
 use crate::event::{Event, Recorder, kind};
 use crate::store::{Store, StoreError};
@@ -61,14 +62,18 @@ struct Kept {
     until: Millis,
 }
 
+/// A document's place. Held while it is rendered: two fetches at once are one use. What it takes
+/// to render one, a secret made elsewhere perhaps, holds up nobody but those who want it.
+type Place = Arc<Mutex<Option<Kept>>>;
+
 /// Serves documents; share it.
 #[derive(Debug)]
 pub struct Configs {
     tokens: Tokens,
     store: Store,
     recorder: Recorder,
-    /// By token and document. Held while one is rendered: two fetches at once are one use.
-    kept: Mutex<HashMap<(String, String), Kept>>,
+    /// By the token's digest and the document.
+    places: std::sync::Mutex<HashMap<(String, String), Place>>,
 }
 
 impl Configs {
@@ -79,7 +84,7 @@ impl Configs {
             tokens,
             store,
             recorder,
-            kept: Mutex::default(),
+            places: std::sync::Mutex::default(),
         }
     }
 
@@ -102,8 +107,8 @@ impl Configs {
         F: FnOnce(TokenRecord) -> R,
         R: Future<Output = anyhow::Result<Option<String>>>,
     {
-        let mut kept = self.kept.lock().await;
-        kept.retain(|_, kept| now() < kept.until);
+        let place = self.place(fetch);
+        let mut kept = place.lock().await;
         let (token, using) = match self.look(fetch).await {
             Err(FetchError::Refused(refused, token)) => {
                 self.tokens.refuse(refused, token.as_deref(), fetch.claim());
@@ -111,8 +116,7 @@ impl Configs {
             }
             other => other?,
         };
-        let key = (token.id.clone(), fetch.document.to_owned());
-        if let (Use::Repeat, Some(kept)) = (using, kept.get(&key)) {
+        if let (Use::Repeat, Some(kept)) = (using, kept.as_ref()) {
             let bytes = kept.bytes.clone();
             self.served(&token, fetch, true);
             return Ok(bytes);
@@ -135,12 +139,10 @@ impl Configs {
             self.tokens.refuse(refused, Some(&token), fetch.claim());
             return Err(FetchError::Refused(refused, Some(Box::new(token))));
         }
-        let until = at.plus(GRACE);
-        let entry = Kept {
+        *kept = Some(Kept {
             bytes: bytes.clone(),
-            until,
-        };
-        kept.insert(key, entry);
+            until: at.plus(GRACE),
+        });
         self.served(&token, fetch, using == Use::Repeat);
         Ok(bytes)
     }
@@ -152,8 +154,28 @@ impl Configs {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(GRACE) => {}
             }
-            self.kept.lock().await.retain(|_, kept| now() < kept.until);
+            Self::sweep(&mut self.places());
         }
+    }
+
+    fn places(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, fetch: Fetch<'_>) -> Place {
+        let mut places = self.places();
+        Self::sweep(&mut places);
+        let key = (digest(fetch.secret), fetch.document.to_owned());
+        places.entry(key).or_default().clone()
+    }
+
+    /// Forgets the places of documents whose grace is over, unless somebody holds them.
+    fn sweep(places: &mut HashMap<(String, String), Place>) {
+        places.retain(|_, place| {
+            let kept = place.try_lock();
+            let live = |kept: &Option<Kept>| kept.as_ref().is_some_and(|kept| now() < kept.until);
+            Arc::strong_count(place) > 1 || kept.is_ok_and(|kept| live(&kept))
+        });
     }
 
     async fn look(&self, fetch: Fetch<'_>) -> Result<(TokenRecord, Use), FetchError> {
@@ -199,5 +221,64 @@ impl<'a> Fetch<'a> {
             machine: self.machine,
             by: self.by,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::super::Mint;
+    use super::*;
+
+    /// A document may wait for a secret that is made elsewhere; other machines do not.
+    #[tokio::test]
+    async fn a_slow_document_holds_up_only_those_who_want_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).await.unwrap();
+        let (recorder, _writer) = crate::event::channel(store.clone());
+        let tokens = Tokens::new(store.clone(), recorder.clone());
+        let configs = Arc::new(Configs::new(tokens.clone(), store, recorder));
+        let mint = |machine| Mint {
+            purpose: Purpose::Config,
+            machine,
+            run: "run",
+            ttl: Purpose::Config.default_ttl(),
+            subject: Some("x"),
+            plain: false,
+        };
+        let fetch = |secret| Fetch {
+            secret,
+            document: "",
+            machine: None,
+            by: "10.0.0.1",
+            tls: true,
+        };
+        let slow = tokens.mint(mint("r1n1")).await.unwrap();
+        let quick = tokens.mint(mint("r1n2")).await.unwrap();
+        let (go_on, wait) = oneshot::channel();
+        let first = configs.fetch(fetch(&slow), |_| async {
+            wait.await?;
+            Ok(Some("slow".to_owned()))
+        });
+        let never = |_| async { Err(anyhow::anyhow!("rendered twice")) };
+        // The same document again: it waits for the first, and is the same use.
+        let repeat = configs.fetch(fetch(&slow), never);
+        let other = async {
+            let render = |_| async { Ok(Some("quick".to_owned())) };
+            let bytes = configs.fetch(fetch(&quick), render).await;
+            go_on.send(()).unwrap();
+            bytes
+        };
+        let all = async { tokio::join!(biased; first, repeat, other) };
+        let (first, repeat, other) = tokio::time::timeout(Duration::from_secs(60), all)
+            .await
+            .expect("one document waits for another's");
+        assert_eq!(first.unwrap(), "slow");
+        assert_eq!(repeat.unwrap(), "slow");
+        assert_eq!(other.unwrap(), "quick");
+        configs.places().clear();
+        let late = configs.fetch(fetch(&quick), |_| async { Ok(None) }).await;
+        assert!(matches!(late, Err(FetchError::NoDocument)), "{late:?}");
     }
 }

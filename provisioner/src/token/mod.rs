@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 pub use config::{Configs, Fetch, FetchError, GRACE};
 pub use judge::{Claim, Refused, Use, judge, judge_config};
-pub use redeem::{Mint, TokenError, Tokens};
+pub use redeem::{Enrolment, Mint, TokenError, Tokens};
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

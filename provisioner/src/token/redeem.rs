@@ -40,6 +40,17 @@ pub struct Mint<'a> {
     pub plain: bool,
 }
 
+/// What an agent's enrolment is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrolment {
+    /// It is the latest of its run.
+    Good,
+    /// Its run was taken up again when its agent had fallen silent.
+    Void,
+    /// Another agent has enrolled since.
+    Followed,
+}
+
 /// Makes and redeems tokens; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tokens {
@@ -133,13 +144,17 @@ impl Tokens {
         Ok(self.store.revoke_tokens(run, but, now()).await?)
     }
 
-    /// Whether an enrolment (the id of a boot token) is the latest of its run. An agent enrols
-    /// once in its life, and a machine runs one agent at a time.
+    /// What an enrolment (the id of a boot token) is worth. An agent enrols once in its life, and
+    /// a machine runs one agent at a time.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn is_latest_enrolment(&self, run: &str, id: &str) -> Result<bool, TokenError> {
-        Ok(self.store.latest_enrolment(run).await?.as_deref() == Some(id))
+    pub async fn enrolment(&self, run: &str, id: &str) -> Result<Enrolment, TokenError> {
+        Ok(match self.store.latest_enrolment(run).await? {
+            Some((latest, None)) if latest == id => Enrolment::Good,
+            Some((latest, Some(_))) if latest == id => Enrolment::Void,
+            _ => Enrolment::Followed,
+        })
     }
 
     /// Records that an agent speaks although a later one has enrolled.
@@ -216,6 +231,10 @@ mod tests {
         }
     }
 
+    async fn worth(tokens: &Tokens, token: &TokenRecord) -> Enrolment {
+        tokens.enrolment("run", &token.id).await.unwrap()
+    }
+
     #[tokio::test]
     async fn one_of_many_concurrent_redeemers_wins() {
         let (tokens, store, _dir) = tokens().await;
@@ -267,7 +286,7 @@ mod tests {
         }
         let last = tokens.mint(mint(Purpose::Boot)).await.unwrap();
         let token = tokens.redeem(&last, CLAIM).await.unwrap();
-        assert!(tokens.is_latest_enrolment("run", &token.id).await.unwrap());
+        assert_eq!(worth(&tokens, &token).await, Enrolment::Good);
         assert_eq!(refusal(tokens.redeem(&last, CLAIM).await), None, "repeat");
     }
 
@@ -297,13 +316,13 @@ mod tests {
         let first = tokens.mint(mint(Purpose::Boot)).await.unwrap();
         let first = tokens.redeem(&first, CLAIM).await.unwrap();
         let later = tokens.mint(mint(Purpose::Boot)).await.unwrap();
-        assert!(tokens.is_latest_enrolment("run", &first.id).await.unwrap());
+        assert_eq!(worth(&tokens, &first).await, Enrolment::Good);
         let by = Claim {
             by: "key-b",
             ..CLAIM
         };
         let later = tokens.redeem(&later, by).await.unwrap();
-        assert!(tokens.is_latest_enrolment("run", &later.id).await.unwrap());
-        assert!(!tokens.is_latest_enrolment("run", &first.id).await.unwrap());
+        assert_eq!(worth(&tokens, &later).await, Enrolment::Good);
+        assert_eq!(worth(&tokens, &first).await, Enrolment::Followed);
     }
 }

@@ -155,6 +155,7 @@ impl Engine {
             // The store compares all of it for a new run.
             planned: None,
             node: None,
+            void_agents: false,
         };
         let store = &self.inner.deps.store;
         let event = Event::new(format!("{}pending", kind::RUN_PREFIX), &change.reason)
@@ -375,9 +376,9 @@ impl Engine {
             .filter(|(after, before)| after != before)
             .map(|(after, _)| after.clone())
             .collect();
-        let machine = engine::machine_change(s, change);
-        let deps = &self.inner.deps;
         let at = now();
+        let machine = engine::machine_change(s, change, at);
+        let deps = &self.inner.deps;
         let drafts = attestation::statement::drafts(s, change);
         let attested = attestation::sign(drafts, &s.run, &deps.images.signing_key(), at);
         let mut events = record::events(s, change);

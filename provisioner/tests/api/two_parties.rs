@@ -101,3 +101,35 @@ async fn two_living_agents_fail_the_run() {
     assert_eq!(status, 409, "{refused}");
     daemon.stop().await;
 }
+
+/// An agent that was silent when its run was retried is not the run's agent any more, though
+/// nobody has followed it yet. Nobody is alarmed: there is only one.
+#[tokio::test]
+async fn a_retry_without_its_agent_leaves_the_agents_certificate_behind() {
+    let silence = std::time::Duration::from_millis(200);
+    let daemon = Daemon::start_with_inventory(|settings| settings.agent_silence = silence).await;
+    let (run, boot) = booted(&daemon).await;
+    let agent = enrolled(&daemon, &boot).await;
+    let (status, _) = next(&daemon, &agent, &run, "boot-1").await;
+    assert_eq!(status, 200);
+    let path = |what: &str| format!("/api/v1/runs/{run}/{what}");
+    daemon.post(&path("cancel"), json!({})).await;
+    // It says once that it is over.
+    let (_, over) = next(&daemon, &agent, &run, "boot-1").await;
+    assert_eq!(over["next"], "finished", "{over}");
+    tokio::time::sleep(2 * silence).await;
+    let (status, answer) = daemon.post(&path("retry"), json!({})).await;
+    assert!(status < 300, "{answer}");
+    let (status, problem) = next(&daemon, &agent, &run, "boot-1").await;
+    assert_eq!(
+        (status, problem["code"].as_str()),
+        (403, Some("enrolment-void")),
+        "{problem}"
+    );
+    assert_eq!(alarms(&daemon).await, 0);
+    let again = enrolled(&daemon, &script(&daemon).await).await;
+    let (status, answer) = next(&daemon, &again, &run, "boot-2").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_ne!(answer["next"], "finished", "{answer}");
+    daemon.stop().await;
+}

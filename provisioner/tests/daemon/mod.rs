@@ -137,7 +137,13 @@ impl Daemon {
     }
 
     pub async fn with_inventory() -> Self {
-        let daemon = Self::start().await;
+        Self::start_with_inventory(|_| {}).await
+    }
+
+    /// As [`Self::with_inventory`], with other settings.
+    pub async fn start_with_inventory(change: impl FnOnce(&mut Settings)) -> Self {
+        own_network();
+        let daemon = Self::start_with(tempfile::tempdir().unwrap(), change).await;
         let applied = daemon
             .admin
             .post(daemon.url("/api/v1/inventory"))

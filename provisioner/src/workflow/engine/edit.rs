@@ -4,6 +4,7 @@ use anneal_protocol::machine::MachineState;
 use anneal_protocol::time::Millis;
 
 use super::Change;
+use super::facts::agent_is_there;
 use crate::store::MachineChange;
 use crate::workflow::action::Action;
 use crate::workflow::duration;
@@ -280,7 +281,7 @@ pub fn reopen(s: &Snapshot, now: Millis) -> Option<Change> {
 
 /// What a change of a run means for its machine, if anything.
 #[must_use]
-pub fn machine_change(s: &Snapshot, change: &Change) -> Option<MachineChange> {
+pub fn machine_change(s: &Snapshot, change: &Change, now: Millis) -> Option<MachineChange> {
     let (before, after) = (s.run.state, change.run.state);
     if before.is_active() == after.is_active() {
         return None;
@@ -296,6 +297,9 @@ pub fn machine_change(s: &Snapshot, change: &Change) -> Option<MachineChange> {
             active: true,
             planned: Some(Box::new(s.plan.machine.clone())),
             node: None,
+            // The agent that waits for the run to go on is known; one that comes out of the past
+            // may be anybody's.
+            void_agents: !agent_is_there(s, now),
         });
     }
     let done = |action: fn(Action) -> bool| {
@@ -320,5 +324,6 @@ pub fn machine_change(s: &Snapshot, change: &Change) -> Option<MachineChange> {
         active: false,
         planned: None,
         node: called.and_then(|row| row.output.clone()),
+        void_agents: false,
     })
 }
