@@ -30,7 +30,7 @@ pub struct Patience {
     /// For the TLS handshake, and for the whole head of a request: also for its first byte, so a
     /// connection without a request is not kept longer.
     pub head: Duration,
-    /// Without taking a byte of an answer that waits to be sent, or sending one of a body that we
+    /// For taking 64 KiB of an answer that waits to be sent, or sending that much of a body that we
     /// wait for. Time in which nobody has anything to say does not count.
     pub stall: Duration,
 }
@@ -479,10 +479,23 @@ mod tests {
         let told = until_closed(ask(address, &format!("{head}12345")).await).await;
         assert!(told.starts_with("HTTP/1.1 400"), "{told}");
         let mut stream = ask(address, head).await;
-        for byte in b"1234567890" {
-            tokio::time::sleep(SHORT.stall / 6).await;
-            stream.write_all(&[*byte]).await.unwrap();
+        for piece in ["12345", "67890"] {
+            tokio::time::sleep(SHORT.stall / 60).await;
+            stream.write_all(piece.as_bytes()).await.unwrap();
         }
         assert!(until_closed(stream).await.ends_with("1234567890"));
+        // Each byte comes in time, but all of them together do not.
+        let mut stream = ask(address, head).await;
+        let trickle = async {
+            for byte in b"123456789" {
+                tokio::time::sleep(SHORT.stall / 4).await;
+                if stream.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        trickle.await;
+        let told = until_closed(stream).await;
+        assert!(told.starts_with("HTTP/1.1 400"), "{told}");
     }
 }

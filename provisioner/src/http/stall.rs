@@ -1,8 +1,9 @@
 //! Peers that stop in the middle: connections that take nothing more, bodies that do not go on.
 //!
-//! Owns: the limit on how long a peer may make no progress at all. Progress is any byte, so a slow
-//! link is never cut, and waiting for something to say (long polls, event streams) is no stall:
-//! only bytes that are ready and not taken, or announced and not sent, count.
+//! Owns: the limit on how long a peer may keep us waiting for [`LEAST`] bytes. A slow link is never
+//! cut, one on which next to nothing moves is, whether it is dead or somebody holds us up on purpose.
+//! Waiting for something to say (long polls, event streams) is no stall: only bytes that are ready
+//! and not taken, or announced and not sent, count.
 //!
 //! Not here: how many connections there may be, and how long a request's head may take
 //! (`listener`).
@@ -22,32 +23,59 @@ use tokio::time::{Instant, Sleep, sleep};
 /// seen in small pieces and a peer that reads nothing costs little memory.
 const UNSENT: u32 = 128 << 10;
 
-/// When nothing has moved for a while.
+/// What must move while we wait for the peer as long as it may keep us waiting: with 90 seconds,
+/// 728 bytes a second.
+const LEAST: u64 = 64 << 10;
+
+/// How long the peer has kept us waiting, and what moved meanwhile.
 #[derive(Debug)]
 struct Stall {
     limit: Duration,
-    since: Option<Pin<Box<Sleep>>>,
+    /// Since when we wait, and until when we do.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// How long we waited before, since [`LEAST`] bytes had moved the last time.
+    waited: Duration,
+    moved: u64,
 }
 
 impl Stall {
     fn new(limit: Duration) -> Self {
-        Self { limit, since: None }
+        Self {
+            limit,
+            waiting: None,
+            waited: Duration::ZERO,
+            moved: 0,
+        }
     }
 
-    /// Passes on what a poll said; an error when it has been pending for longer than the limit.
-    fn watch<T>(&mut self, context: &mut Context<'_>, polled: Poll<T>) -> Poll<io::Result<T>> {
+    /// Passes on what a poll said; an error when too little has moved for too long. `bytes` tells
+    /// how many a value is.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        polled: Poll<T>,
+        bytes: impl FnOnce(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
         if let Poll::Ready(value) = polled {
-            self.since = None;
+            if let Some((since, _)) = self.waiting.take() {
+                self.waited += since.elapsed();
+            }
+            self.moved += bytes(&value) as u64;
+            if self.moved >= LEAST {
+                (self.moved, self.waited) = (0, Duration::ZERO);
+            }
             return Poll::Ready(Ok(value));
         }
-        let limit = self.limit;
-        let since = self.since.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(since.as_mut().poll(context));
+        let left = self.limit.saturating_sub(self.waited);
+        let (_, end) = self
+            .waiting
+            .get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));
+        ready!(end.as_mut().poll(context));
         // Whoever polls again all the same gets another chance, not a panic.
-        since.as_mut().reset(Instant::now() + limit);
+        *self = Self::new(self.limit);
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            "the peer makes no progress",
+            "the peer makes too little progress",
         )))
     }
 }
@@ -60,7 +88,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Watches a connection; `limit` is how long the peer may take not a single byte.
+    /// Watches a connection; `limit` is how long the peer may keep us waiting for [`LEAST`] bytes.
     pub(super) fn new(stream: TcpStream, limit: Duration) -> Self {
         let socket = socket2::SockRef::from(&stream);
         // What the kernel cannot do, our own timer does later.
@@ -77,14 +105,16 @@ impl Watched {
         }
     }
 
-    fn write<T>(
+    fn write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = poll(Pin::new(&mut this.stream), context);
-        this.write.watch(context, polled).map(|done| done.flatten())
+        let bytes = |written: &io::Result<usize>| *written.as_ref().unwrap_or(&0);
+        let watched = this.write.watch(context, polled, bytes);
+        watched.map(|done| done.flatten())
     }
 }
 
@@ -137,7 +167,7 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// Watches a body; `limit` is how long nothing of it may come.
+    /// Watches a body; `limit` is how long its sender may keep us waiting for [`LEAST`] bytes.
     pub(super) fn new(body: hyper::body::Incoming, limit: Duration) -> Self {
         Self {
             body,
@@ -156,7 +186,11 @@ impl Body for Arriving {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(context);
-        Poll::Ready(match ready!(this.stall.watch(context, polled)) {
+        let bytes = |frame: &Option<Result<Frame<Bytes>, _>>| match frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        Poll::Ready(match ready!(this.stall.watch(context, polled, bytes)) {
             Ok(frame) => frame.map(|frame| frame.map_err(Into::into)),
             Err(stalled) => Some(Err(stalled.into())),
         })
