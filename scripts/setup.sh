@@ -63,7 +63,6 @@ nginx-light|an independent HTTP server: what the image port is compared with
 gpg|OpenPGP keys and signatures in the tests of proofs
 gpg-agent|keeps gpg's keys
 gpgv|GnuPG's own verifier, beside ours in the tests
-docker-registry|an OCI registry in the tests
 minisign|minisign keys and signatures in the tests of proofs
 EOF
 )

@@ -1,7 +1,8 @@
 //! Images as they are published: qcow2 and xz, signed with cosign and OpenPGP. They become the
-//! same bytes on a disk, and a machine gets them from a mirror that is not the daemon.
+//! same bytes on a disk, and a machine gets them from mirrors that are not the daemon: a web server
+//! and a registry.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anneal_protocol::agent::StreamResult;
@@ -11,20 +12,23 @@ use anneal_tests::sim::process::Process;
 use anneal_tests::sim::tool;
 use anneal_tests::sim::wait::wait_for;
 use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
 
 use crate::bench::{Bench, MACHINE, SHORT, step_named};
 use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a_signed_qcow2_and_a_signed_xz_are_the_same_disk_and_come_from_a_mirror",
+    name: "a_signed_qcow2_and_a_signed_xz_are_the_same_disk_and_come_from_mirrors",
     run: published,
 }];
 
 /// Keys of the publisher; a scenario has a `/run` of its own.
 const GNUPG: &str = "/run/anneal-gnupg";
-/// Where the mirror listens: on the wire, not the daemon.
+/// Where the mirrors listen: on the wire, not the daemon.
 const MIRROR: &str = "10.77.0.2";
+const NGINX: &str = "http://10.77.0.2:8090/data.zst";
+const REGISTRY: &str = "10.77.0.2:5000";
 
 fn run(program: &str, args: &[&str], dir: &Path) -> anyhow::Result<Vec<u8>> {
     let mut command = tool::command(program)?;
@@ -129,11 +133,18 @@ fn published(work: &Path) -> anyhow::Result<()> {
     let expected = ["\"openpgp\"", "\"cosign\""].map(|word| Some(word.to_owned()));
     anyhow::ensure!(methods == expected && list.len() == 3, "{list:?}");
 
-    let _mirror = serve(work, &bench)?;
-    let url = format!("http://{MIRROR}:8090/data.zst");
-    bench
-        .daemon
-        .anneal(&["image", "mirror", "add", "tiny@qcow2", &url])?;
+    let dir = work.join("mirror");
+    let words = ["image", "export", "tiny@qcow2", &dir.to_string_lossy()];
+    bench.daemon.anneal(&words)?;
+    let address = format!("{MIRROR}/24");
+    tool::run(tool::command("ip")?.args(["address", "add", &address, "dev", net::BRIDGE]))?;
+    let _nginx = nginx(work, &dir)?;
+    let _registry = registry(work, &dir)?;
+    for url in [NGINX.to_owned(), format!("oci+http://{REGISTRY}/os:tiny")] {
+        bench
+            .daemon
+            .anneal(&["image", "mirror", "add", "tiny@qcow2", &url])?;
+    }
     let request = ProvisionRequest {
         workflow: Some("write-only".to_owned()),
         image: Some("tiny@qcow2".to_owned()),
@@ -144,23 +155,20 @@ fn published(work: &Path) -> anyhow::Result<()> {
     let view = bench.expect_success(&id)?;
     let output = step_named(&view, "write the image")?.output.clone();
     let result: StreamResult = serde_json::from_value(output.unwrap_or_default())?;
-    let mirror = result
-        .sources
-        .iter()
-        .find(|source| source.url.contains(MIRROR));
-    let mirror = mirror.with_context(|| format!("the mirror is no source: {result:?}"))?;
-    anyhow::ensure!(mirror.bytes == result.transferred, "{:?}", result.sources);
+    let mut from_mirrors = 0;
+    for mirror in [NGINX, REGISTRY] {
+        let mut sources = result.sources.iter();
+        let source = sources.find(|source| source.url.contains(mirror));
+        let source = source.with_context(|| format!("{mirror} is no source: {result:?}"))?;
+        anyhow::ensure!(source.bytes > 0, "{mirror} sent nothing: {result:?}");
+        from_mirrors += source.bytes;
+    }
+    anyhow::ensure!(from_mirrors == result.transferred, "{:?}", result.sources);
     Ok(())
 }
 
-/// nginx with the exported data, on an address of its own.
-fn serve(work: &Path, bench: &Bench) -> anyhow::Result<Process> {
-    let dir: PathBuf = work.join("mirror");
-    bench
-        .daemon
-        .anneal(&["image", "export", "tiny@qcow2", &dir.to_string_lossy()])?;
-    let address = format!("{MIRROR}/24");
-    tool::run(tool::command("ip")?.args(["address", "add", &address, "dev", net::BRIDGE]))?;
+/// nginx with the exported data.
+fn nginx(work: &Path, dir: &Path) -> anyhow::Result<Process> {
     let shown = dir.display();
     let config = format!(
         "daemon off; pid {shown}/nginx.pid; error_log {shown}/error.log;\nuser root;\nevents {{}}\n\
@@ -172,11 +180,66 @@ fn serve(work: &Path, bench: &Bench) -> anyhow::Result<Process> {
     std::fs::write(&file, config)?;
     let mut nginx = tool::command("nginx")?;
     nginx.arg("-c").arg(&file);
-    let process = Process::start("nginx", nginx, &work.join("nginx.log"))?;
-    let url = format!("http://{MIRROR}:8090/data.zst");
-    wait_for(SHORT, "nginx to answer", || {
+    started("nginx", nginx, work, NGINX)
+}
+
+/// Debian's registry, with the exported data as the layer of `os:tiny`.
+fn registry(work: &Path, dir: &Path) -> anyhow::Result<Process> {
+    let store = dir.join("registry");
+    let config = format!(
+        "version: 0.1\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: {REGISTRY} }}\n",
+        store.display()
+    );
+    let file = dir.join("registry.yml");
+    std::fs::write(&file, config)?;
+    let mut command = tool::command("docker-registry")?;
+    command.arg("serve").arg(&file);
+    let base = format!("http://{REGISTRY}/v2/");
+    let process = started("docker-registry", command, work, &base)?;
+    let layer = push(dir, "data.zst")?;
+    std::fs::write(dir.join("config"), "{}")?;
+    let config = push(dir, "config")?;
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer],
+    });
+    std::fs::write(dir.join("manifest"), manifest.to_string())?;
+    let kind = format!("Content-Type: {kind}");
+    let url = format!("{base}os/manifests/tiny");
+    let put = ["-sSf", "-X", "PUT", "-H", &kind, "-T", "manifest", &url];
+    run("curl", &put, dir)?;
+    Ok(process)
+}
+
+/// Pushes a file as a blob of `os`; its descriptor.
+fn push(dir: &Path, file: &str) -> anyhow::Result<serde_json::Value> {
+    let uploads = format!("http://{REGISTRY}/v2/os/blobs/uploads/");
+    let begin = [
+        "-sSf",
+        "-X",
+        "POST",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%header{location}",
+    ];
+    let place = run("curl", &[&begin[..], &[&uploads]].concat(), dir)?;
+    let bytes = std::fs::read(dir.join(file))?;
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
+    let url = format!("{}&digest={digest}", String::from_utf8(place)?);
+    let kind = "Content-Type: application/octet-stream";
+    run("curl", &["-sSf", "-H", kind, "-T", file, &url], dir)?;
+    Ok(serde_json::json!({
+        "mediaType": "application/zstd", "digest": digest, "size": bytes.len(),
+    }))
+}
+
+/// Starts a server, and waits until it answers at `url`.
+fn started(name: &str, command: Command, work: &Path, url: &str) -> anyhow::Result<Process> {
+    let process = Process::start(name, command, &work.join(format!("{name}.log")))?;
+    wait_for(SHORT, &format!("{name} to answer"), || {
         let mut curl = Command::new("curl");
-        let done = curl.args(["-sfI", &url]).output()?.status.success();
+        let done = curl.args(["-sfI", url]).output()?.status.success();
         Ok(done.then_some(()))
     })?;
     Ok(process)

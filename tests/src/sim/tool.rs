@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("casync", "casync"),
     ("curl", "curl"),
     ("dnsmasq", "dnsmasq-base"),
+    ("docker-registry", "docker-registry"),
     ("ip", "iproute2"),
     ("libvirtd", "libvirt-daemon-system"),
     ("losetup", "mount"),
