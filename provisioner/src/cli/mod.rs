@@ -164,7 +164,12 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(work(client))
+    let ended = runtime.block_on(work(client));
+    if ended.is_err() {
+        // Not kept waiting by a read of standard input that has no end.
+        runtime.shutdown_background();
+    }
+    ended
 }
 
 fn completion(shell: clap_complete::Shell) -> anyhow::Result<()> {
