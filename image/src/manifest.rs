@@ -20,7 +20,7 @@ pub const DEFAULT_FRAME_SIZE: u32 = 1024 * 1024;
 pub const MIN_FRAME_SIZE: u32 = 64 * 1024;
 /// Largest frame size: what a reader must be ready to hold in memory, twice.
 pub const MAX_FRAME_SIZE: u32 = 16 * 1024 * 1024;
-/// Most frames of an image (256 GiB of disk with the default frame size).
+/// Most frames of an image: 256 GiB of disk with the default frame size, 4 TiB with the largest.
 pub const MAX_FRAMES: u64 = 262_144;
 /// Largest signed manifest as text; readers stop there before they parse.
 pub const MAX_MANIFEST_BYTES: u64 = 64 * 1024 * 1024;

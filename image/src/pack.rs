@@ -2,7 +2,7 @@
 //!
 //! The calling thread reads, hashes the whole and writes; workers compress and hash slices. A
 //! fixed number of buffers goes round between them, so memory is `(threads + 2)` times two
-//! frames, and the output does not depend on the number of threads.
+//! frames, at most [`MEMORY`], and the output does not depend on the number of threads.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -14,17 +14,23 @@ use sha2::{Digest, Sha256};
 
 use crate::decode::is_zero;
 use crate::manifest::{
-    DEFAULT_FRAME_SIZE, Frame, MAX_FRAMES, Manifest, ManifestError, SECTOR, check_frame_size,
+    DEFAULT_FRAME_SIZE, Frame, MAX_FRAME_SIZE, MAX_FRAMES, Manifest, ManifestError, SECTOR,
+    check_frame_size,
 };
 use crate::proof::Proof;
 use crate::seek;
 use crate::table::{self, Found, Table};
 
+/// Most memory for buffers, unless two threads need more.
+const MEMORY: u64 = 128 << 20;
+
 /// How to pack.
 #[derive(Debug, Clone)]
 pub struct PackOptions {
-    /// Bytes of the disk in a frame.
+    /// Bytes of the disk in a frame; a disk that would have too many of them gets larger ones.
     pub frame_size: u32,
+    /// Bytes of the raw disk, where they are known before it is read. A GPT says it as well.
+    pub size: Option<u64>,
     /// zstd level, 1 to 19.
     pub level: i32,
     /// Threads that compress.
@@ -36,6 +42,7 @@ impl Default for PackOptions {
     fn default() -> Self {
         Self {
             frame_size: DEFAULT_FRAME_SIZE,
+            size: None,
             level: 3,
             threads: thread::available_parallelism()
                 .map_or(1, std::num::NonZero::get)
@@ -76,9 +83,19 @@ pub enum PackError {
         "the source has {0} bytes, which is not a multiple of {SECTOR}: it is not a raw disk or was cut short"
     )]
     NotSectors(u64),
-    /// Too many frames.
-    #[error("the source has more than the {0} bytes that an image of this frame size can have")]
-    TooLarge(u64),
+    /// Too many frames of any size.
+    #[error("the raw disk has {size} bytes, an image can have {most}")]
+    TooLarge {
+        /// Bytes of the disk.
+        size: u64,
+        /// Bytes an image can have.
+        most: u64,
+    },
+    /// Too many frames, when it is too late for larger ones.
+    #[error(
+        "the raw disk goes on after {0} bytes, and nothing said so before it was read: a disk this large must have a GPT or come as a raw file"
+    )]
+    Unforeseen(u64),
     /// The options are wrong.
     #[error("the image cannot be packed: {0}")]
     Options(String),
@@ -188,12 +205,21 @@ pub fn pack(
 ) -> Result<Packed, PackError> {
     // Refuse wrong options before reading gigabytes.
     check_frame_size(options.frame_size).map_err(PackError::Options)?;
+    let mut head = Vec::new();
+    let read = (&mut *reader)
+        .take(table::HEAD as u64)
+        .read_to_end(&mut head);
+    let at = head.len() as u64;
+    read.map_err(|source| PackError::Read { at, source })?;
+    let told = table::read(&head, u64::MAX).end;
+    let size = options.size.max(told).unwrap_or(0);
+    let frame_size = frame_size_for(size, options.frame_size)?;
+    let threads = threads_for(frame_size, options.threads);
     let mut source = Source {
-        reader,
+        reader: (&head[..]).chain(reader),
         sha256: Sha256::new(),
-        frame_size: options.frame_size as usize,
+        frame_size: frame_size as usize,
         size: 0,
-        head: Vec::new(),
     };
     let mut sink = Sink {
         writer,
@@ -206,12 +232,12 @@ pub fn pack(
     let work = Mutex::new(work);
     let (finished, done) = channel();
     thread::scope(|scope| {
-        for _ in 0..options.threads.max(1) {
+        for _ in 0..threads {
             let (work, finished) = (&work, finished.clone());
             scope.spawn(move || compress(work, &finished, options.level));
         }
         drop(finished);
-        circulate(&mut source, &mut sink, todo, &done, options.threads.max(1))
+        circulate(&mut source, &mut sink, todo, &done, threads)
     })?;
     if source.size == 0 {
         return Err(PackError::Empty);
@@ -219,14 +245,34 @@ pub fn pack(
     if !source.size.is_multiple_of(SECTOR) {
         return Err(PackError::NotSectors(source.size));
     }
-    sink.finish(source.size, options.frame_size)?;
+    sink.finish(source.size, frame_size)?;
     Ok(Packed {
         size: source.size,
-        frame_size: options.frame_size,
+        frame_size,
         sha256: source.sha256.finalize().into(),
-        found: table::read(&source.head, source.size),
+        found: table::read(&head, source.size),
         frames: sink.frames,
     })
+}
+
+/// The smallest frames, from `least` on, of which a disk of `size` bytes does not have too many.
+fn frame_size_for(size: u64, least: u32) -> Result<u32, PackError> {
+    let most = MAX_FRAMES * u64::from(MAX_FRAME_SIZE);
+    if size > most {
+        return Err(PackError::TooLarge { size, most });
+    }
+    let mut frame_size = least;
+    while size.div_ceil(frame_size.into()) > MAX_FRAMES {
+        frame_size *= 2;
+    }
+    Ok(frame_size)
+}
+
+/// As many threads as asked for, if their buffers fit into [`MEMORY`].
+fn threads_for(frame_size: u32, wanted: usize) -> usize {
+    let fit = MEMORY / (2 * u64::from(frame_size));
+    let fit = usize::try_from(fit.saturating_sub(2)).unwrap_or(usize::MAX);
+    wanted.min(fit).max(1)
 }
 
 /// A buffer for one slice on its way round.
@@ -243,7 +289,7 @@ type Finished = std::io::Result<Slice>;
 /// Reads slices, hands them to the workers, and writes what they return in order. Returning
 /// drops `todo`, which ends the workers.
 fn circulate(
-    source: &mut Source<'_>,
+    source: &mut Source<impl Read>,
     sink: &mut Sink<'_>,
     todo: Sender<Slice>,
     done: &Receiver<Finished>,
@@ -305,16 +351,14 @@ fn compress(work: &Mutex<Receiver<Slice>>, finished: &Sender<Finished>, level: i
     }
 }
 
-struct Source<'r> {
-    reader: &'r mut dyn Read,
+struct Source<R> {
+    reader: R,
     sha256: Sha256,
     frame_size: usize,
     size: u64,
-    /// The beginning of the disk, for its partition table.
-    head: Vec<u8>,
 }
 
-impl Source<'_> {
+impl<R: Read> Source<R> {
     /// The next slice: full, or the last one, or empty at the end.
     fn fill(&mut self, raw: &mut Vec<u8>) -> Result<(), PackError> {
         raw.resize(self.frame_size, 0);
@@ -335,11 +379,9 @@ impl Source<'_> {
         raw.truncate(filled);
         self.sha256.update(&raw);
         self.size += filled as u64;
-        let wanted = (table::HEAD - self.head.len()).min(filled);
-        self.head.extend_from_slice(&raw[..wanted]);
         let most = MAX_FRAMES * self.frame_size as u64;
         if self.size > most {
-            return Err(PackError::TooLarge(most));
+            return Err(PackError::Unforeseen(most));
         }
         Ok(())
     }
@@ -381,5 +423,68 @@ impl Sink<'_> {
                 at: self.offset,
                 source,
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::MIN_FRAME_SIZE;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn large_disks_get_large_frames() {
+        let default = u64::from(DEFAULT_FRAME_SIZE);
+        let most = MAX_FRAMES * u64::from(MAX_FRAME_SIZE);
+        for (size, frame) in [
+            (0, MIB),
+            (MAX_FRAMES * default, MIB),
+            (MAX_FRAMES * default + 1, 2 * MIB),
+            (1 << 40, 4 * MIB),
+            (most, 16 * MIB),
+        ] {
+            let found = frame_size_for(size, DEFAULT_FRAME_SIZE).unwrap();
+            assert_eq!(u64::from(found), frame, "{size}");
+        }
+        let error = frame_size_for(most + 1, MIN_FRAME_SIZE).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the raw disk has 4398046511105 bytes, an image can have 4398046511104"
+        );
+        assert!(frame_size_for(u64::MAX, MIN_FRAME_SIZE).is_err());
+    }
+
+    #[test]
+    fn buffers_are_bounded() {
+        for (frame, wanted, threads) in [
+            (DEFAULT_FRAME_SIZE, 16, 16),
+            (4 << 20, 16, 14),
+            (MAX_FRAME_SIZE, 16, 2),
+            (DEFAULT_FRAME_SIZE, 0, 1),
+        ] {
+            assert_eq!(threads_for(frame, wanted), threads);
+        }
+    }
+
+    /// The source is not read beyond what tells its size.
+    #[test]
+    fn what_is_too_large_is_refused_before_it_is_read() {
+        struct Counting(u64);
+        impl Read for Counting {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                buffer.fill(0);
+                self.0 += buffer.len() as u64;
+                Ok(buffer.len())
+            }
+        }
+        let mut endless = Counting(0);
+        let options = PackOptions {
+            size: Some(u64::MAX),
+            ..PackOptions::default()
+        };
+        let error = pack(&mut endless, &mut std::io::sink(), &options, &mut |_| ());
+        assert!(matches!(error, Err(PackError::TooLarge { .. })));
+        assert!(endless.0 <= 2 * MIB, "{} bytes were read", endless.0);
     }
 }

@@ -264,6 +264,28 @@ fn a_zero_frame_that_is_not_zero_and_a_wrong_whole_are_caught() {
     assert!(matches!(error, VerifyError::Sha256 { .. }), "{error}");
 }
 
+/// The beginning of a disk of 20 GiB says that small frames would be too many.
+#[test]
+fn a_gpt_says_how_large_the_frames_must_be() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(20 << 30).unwrap();
+    let made = Command::new("/usr/sbin/sgdisk")
+        .args(["-n", "1:2048:+1M"])
+        .arg(file.path())
+        .stdout(Stdio::null())
+        .status();
+    assert!(made.expect("sgdisk: install the package gdisk").success());
+    let mut beginning = file.as_file().take(4 << 20);
+    let manifest = pack(
+        &mut beginning,
+        &mut std::io::sink(),
+        &options(1),
+        &mut |_| {},
+    )
+    .unwrap();
+    assert_eq!(manifest.frame_size(), 2 * MIN_FRAME_SIZE);
+}
+
 #[test]
 fn refuses_what_is_not_a_disk() {
     let pack = |mut reader: &mut dyn Read| {

@@ -9,7 +9,7 @@ use anneal_image::{Grow, Manifest, ManifestError, PublicKey, SignedManifest};
 use anneal_protocol::agent::{
     FailureCode, StepFailure, StreamOptions, StreamResult, StreamTimes, Verify,
 };
-use anneal_protocol::disk::DiskSelector;
+use anneal_protocol::disk::{DiskInfo, DiskSelector};
 use tokio_util::sync::CancellationToken;
 
 use super::body::Supply;
@@ -176,17 +176,7 @@ pub fn install(
         .memory
         .map_or(order.memory, |mib| u64::from(mib) << 20);
     let plan = memory::plan(&needs(&manifest, limit, connections));
-    let settings = fetch::Settings {
-        origins: order.origins,
-        hosts: how.options.hosts,
-        connections,
-        stall: fetch::DEFAULT_STALL.min(how.stall_timeout),
-        policy: Policy {
-            patience: how.stall_timeout,
-            ..Policy::default()
-        },
-        waiting: plan.waiting,
-    };
+    let settings = settings(order.origins, &how, connections, plan.waiting);
     let job = Job {
         grow: grow.as_ref(),
         manifest: manifest.as_ref(),
@@ -205,22 +195,31 @@ pub fn install(
         },
     )?;
     device.reread_partitions()?;
-    let result = account(&written, fetch.as_ref(), begin);
+    let size = manifest.size();
+    let result = result(disk, (order.image, size), &written, fetch.as_ref(), begin);
     tracing::info!(
-        disk = disk.name,
+        disk = result.disk,
         written = result.written.bytes,
         unchanged = result.unchanged.bytes,
         transferred = result.transferred,
         ms = result.duration_ms,
         "image written"
     );
-    Ok(StreamResult {
-        disk: disk.name.clone(),
-        serial: disk.serial.clone(),
-        image: order.image,
-        bytes: manifest.size(),
-        ..result
-    })
+    Ok(result)
+}
+
+fn settings(origins: Vec<Origin>, how: &How, connections: usize, waiting: u64) -> fetch::Settings {
+    fetch::Settings {
+        origins,
+        hosts: how.options.hosts.clone(),
+        connections,
+        stall: fetch::DEFAULT_STALL.min(how.stall_timeout),
+        policy: Policy {
+            patience: how.stall_timeout,
+            ..Policy::default()
+        },
+        waiting,
+    }
 }
 
 /// What the write of this image on this machine needs.
@@ -243,13 +242,19 @@ fn needs(manifest: &Manifest, limit: u64, connections: usize) -> Needs {
     }
 }
 
-fn account(written: &Written, fetch: Option<&Fetch>, begin: Instant) -> StreamResult {
+fn result(
+    disk: &DiskInfo,
+    (image, bytes): (String, u64),
+    written: &Written,
+    fetch: Option<&Fetch>,
+    begin: Instant,
+) -> StreamResult {
     let (sources, fetch_time) = fetch.map(Fetch::account).unwrap_or_default();
     StreamResult {
-        disk: String::new(),
-        serial: None,
-        image: String::new(),
-        bytes: 0,
+        disk: disk.name.clone(),
+        serial: disk.serial.clone(),
+        image,
+        bytes,
         written: written.written,
         zeroed: written.zeroed,
         unchanged: written.unchanged,

@@ -82,7 +82,7 @@ fn order(done: usize, action: AgentAction) -> Order {
         },
         name: format!("step {done}"),
         action,
-        timeout_ms: 300_000,
+        timeout_ms: 600_000,
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 mod daemon;
+mod device;
 mod mirror;
 mod netboot;
 mod power;

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What it does with a request for a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,16 @@ pub enum Mood {
     /// 206 with another range.
     OtherRange,
     Status(u16),
+    /// 503 to so many requests, then well.
+    BusyFirst(usize),
+    /// Does not say how long the body is, but sends it.
+    Chunked,
+    /// Goes on after the body it promised.
+    Overlong,
+    /// A byte now and then.
+    Trickles,
+    /// Redirects to itself.
+    Circles,
     /// Accepts connections and never answers.
     Silent,
 }
@@ -80,7 +91,7 @@ fn serve(
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(range) = read_range(&mut reader)? {
-        requests.fetch_add(1, Ordering::SeqCst);
+        let before = requests.fetch_add(1, Ordering::SeqCst);
         ranges.lock().unwrap().push(range.clone());
         let file = match mood {
             Mood::Short(length) => &data[..length],
@@ -94,8 +105,25 @@ fn serve(
         let mut body = file[range.clone()].to_vec();
         let (mut status, mut promised, mut shown) = (206, body.len(), range.clone());
         let mut sent = usize::MAX;
+        let mut header = String::new();
         match mood {
-            Mood::Good | Mood::Short(_) => {}
+            Mood::Good | Mood::Short(_) | Mood::Trickles => {}
+            Mood::BusyFirst(requests) if before < requests => {
+                (status, promised) = (503, 0);
+                body.clear();
+            }
+            Mood::BusyFirst(_) => {}
+            Mood::Chunked => {
+                header = "transfer-encoding: chunked\r\n".to_owned();
+                let start = format!("{:x}\r\n", body.len());
+                body = [start.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+            }
+            Mood::Overlong => body.extend([0x5a; 1000]),
+            Mood::Circles => {
+                (status, promised) = (302, 0);
+                header = "location: /images/x/data.zst\r\n".to_owned();
+                body.clear();
+            }
             Mood::Cuts(bytes) | Mood::Stalls(bytes) => sent = bytes,
             Mood::Flips => body.iter_mut().step_by(1000).for_each(|byte| *byte ^= 8),
             Mood::Longer => {
@@ -118,14 +146,24 @@ fn serve(
             }
             Mood::Silent => sent = 0,
         }
+        if mood != Mood::Chunked {
+            header += &format!("content-length: {promised}\r\n");
+        }
         if mood != Mood::Silent {
             write!(
                 stream,
-                "HTTP/1.1 {status} X\r\ncontent-length: {promised}\r\ncontent-range: bytes {}-{}/{}\r\n\r\n",
+                "HTTP/1.1 {status} X\r\n{header}content-range: bytes {}-{}/{}\r\n\r\n",
                 shown.start,
                 shown.end - 1,
                 file.len()
             )?;
+        }
+        if mood == Mood::Trickles {
+            // Ends when the client goes away.
+            for byte in &body {
+                stream.write_all(&[*byte])?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
         stream.write_all(&body[..body.len().min(sent)])?;
         if sent < body.len() {

@@ -260,14 +260,15 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A loop device over a file of this size; detached when dropped.
+/// A loop device; detached when dropped.
 pub struct Loop {
     pub node: String,
     pub file: std::path::PathBuf,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Loop {
+    /// Over a new file of this size.
     pub fn new(name: &str, size: u64) -> Self {
         Self::with_sector(name, size, 512)
     }
@@ -277,9 +278,21 @@ impl Loop {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(name);
         std::fs::File::create(&file).unwrap().set_len(size).unwrap();
+        let mut disk = Self::attach(&file, &["-P", "--sector-size", &sector.to_string()]);
+        disk._dir = Some(dir);
+        disk
+    }
+
+    /// Over a file that is there.
+    pub fn over(file: &std::path::Path) -> Self {
+        Self::attach(file, &[])
+    }
+
+    fn attach(file: &std::path::Path, more: &[&str]) -> Self {
         let output = std::process::Command::new("losetup")
-            .args(["--show", "-fP", "--sector-size", &sector.to_string()])
-            .arg(&file)
+            .args(["--show", "-f"])
+            .args(more)
+            .arg(file)
             .output()
             .expect("losetup: install the package mount");
         assert!(
@@ -289,8 +302,8 @@ impl Loop {
         );
         Self {
             node: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
-            file,
-            _dir: dir,
+            file: file.to_owned(),
+            _dir: None,
         }
     }
 }

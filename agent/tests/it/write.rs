@@ -7,7 +7,7 @@ use anneal_image::{Facts, FrameReader, PackOptions, SignedManifest, SigningKey, 
 use anneal_protocol::agent::{FailureCode, StreamResult};
 
 use crate::mirror::{Mirror, Mood};
-use crate::support::Loop;
+use crate::support::{Loop, eventually};
 
 const MIB: usize = 1 << 20;
 const FRAME: u32 = 256 << 10;
@@ -167,6 +167,8 @@ fn a_bad_mirror_beside_a_good_one() {
         (Mood::Status(503), false, "503"),
         (Mood::Status(404), true, "404"),
         (Mood::Silent, false, "stalled"),
+        (Mood::Trickles, false, "stalled"),
+        (Mood::Circles, false, "redirect"),
     ] {
         let disk = Loop::new("an-agent-mixed.img", 24 * MIB as u64);
         let (bad, good) = (image.mirror(mood), image.mirror(Mood::Good));
@@ -187,6 +189,25 @@ fn a_bad_mirror_beside_a_good_one() {
     }
 }
 
+/// What is unusual, but gives every byte in the end, is enough.
+#[test]
+fn an_odd_mirror_alone_serves() {
+    let image = Image::new(raw());
+    for (mood, faults) in [
+        (Mood::BusyFirst(3), true),
+        (Mood::Chunked, false),
+        (Mood::Overlong, false),
+    ] {
+        let disk = Loop::new("an-agent-odd.img", 24 * MIB as u64);
+        let mirror = image.mirror(mood);
+        let done = result(&image.write(&disk, &[&mirror], &["--stall-timeout", "20"]));
+        assert!(contents(&disk) == image.raw, "{mood:?}");
+        let source = &done.sources[0];
+        assert_eq!(source.faults > 0, faults, "{mood:?}: {source:?}");
+        assert!(!source.dropped, "{mood:?}");
+    }
+}
+
 /// Alone, each ends in its own word; the disk is as it was, or does not boot.
 #[test]
 fn a_bad_mirror_alone() {
@@ -199,6 +220,8 @@ fn a_bad_mirror_alone() {
         (Mood::IgnoresRange, FailureCode::Server, true),
         (Mood::Status(503), FailureCode::Server, true),
         (Mood::Silent, FailureCode::ImageStalled, true),
+        (Mood::Trickles, FailureCode::ImageStalled, true),
+        (Mood::Circles, FailureCode::Server, true),
     ] {
         let disk = Loop::new("an-agent-alone.img", 24 * MIB as u64);
         let mut before = vec![0xa5; 24 * MIB];
@@ -216,6 +239,75 @@ fn a_bad_mirror_alone() {
             assert!(now[..512] == [0; 512], "{mood:?}");
         }
     }
+}
+
+/// nginx on a socket of its own, with TLS and HTTP/2, and a certificate that nobody knows.
+struct Nginx {
+    child: std::process::Child,
+    url: String,
+    log: std::path::PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Nginx {
+    fn start(data: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // A port that nobody has right now.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port.local_addr().unwrap().port();
+        let cert = rcgen::generate_simple_self_signed(["nobody.example".to_owned()]).unwrap();
+        let at = dir.path().display();
+        let file = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text).unwrap();
+        file("data.zst", data);
+        file("cert.pem", cert.cert.pem().as_bytes());
+        file("key.pem", cert.signing_key.serialize_pem().as_bytes());
+        file(
+            "nginx.conf",
+            format!(
+                "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
+                 user root;\nevents {{}}\nhttp {{ log_format p '$server_protocol $status';\n\
+                 access_log {at}/access.log p; server {{ listen 127.0.0.1:{port} ssl http2;\n\
+                 ssl_certificate {at}/cert.pem; ssl_certificate_key {at}/key.pem;\n\
+                 root {at}; }} }}\n"
+            )
+            .as_bytes(),
+        );
+        let child = Command::new("/usr/sbin/nginx")
+            .arg("-c")
+            .arg(dir.path().join("nginx.conf"))
+            .spawn()
+            .expect("nginx: install the package nginx-light");
+        eventually("nginx listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        Self {
+            child,
+            url: format!("https://127.0.0.1:{port}/"),
+            log: dir.path().join("access.log"),
+            _dir: dir,
+        }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Transport is not trusted, so any certificate will do; several ranges share one connection.
+#[test]
+fn an_https_mirror_is_asked_by_http_2() {
+    let image = Image::new(raw());
+    let nginx = Nginx::start(&image.data);
+    let disk = Loop::new("an-agent-http2.img", 24 * MIB as u64);
+    let done = result(&image.write(&disk, &[], &["--source", &nginx.url]));
+    assert!(contents(&disk) == image.raw);
+    assert_eq!(done.sources[0].faults, 0);
+    let log = std::fs::read_to_string(&nginx.log).unwrap();
+    assert!(log.lines().count() > 3, "{log}");
+    assert!(log.lines().all(|line| line == "HTTP/2.0 206"), "{log}");
 }
 
 /// A frame of the image in the place of another one is as wrong as noise.

@@ -261,7 +261,10 @@ impl Catalog {
         let folder = self.folder.clone();
         let (sealed, request) = blocking(move || {
             let mut draft = folder.draft()?;
-            let options = PackOptions::default();
+            let options = PackOptions {
+                size: request.size,
+                ..PackOptions::default()
+            };
             let packed = pack(&mut reader, draft.data(), &options, &mut progress)?;
             if let Some(needed) = packed.table_end().filter(|&end| end > packed.size()) {
                 let found = packed.size();

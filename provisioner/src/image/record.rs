@@ -75,6 +75,9 @@ pub struct SealRequest {
     pub mutable: Vec<String>,
     /// Where else the same data lies already.
     pub mirrors: Vec<String>,
+    /// Bytes of the raw disk, where they are known before it is read: very large disks get larger
+    /// frames.
+    pub size: Option<u64>,
 }
 
 impl SealRequest {

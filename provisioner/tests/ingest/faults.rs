@@ -51,6 +51,28 @@ fn damaged_cut_and_foreign_content_is_refused_and_leaves_nothing() {
     assert_eq!(lab.get("images")["items"], serde_json::json!([]));
 }
 
+/// Sparse files: reading them to the end would take an hour.
+#[test]
+fn a_disk_that_is_too_large_is_refused_before_it_is_read() {
+    for (settings, size, word) in [
+        ("", 2_u64 << 40, "images.max_size"),
+        (
+            "  max_size: 8TiB\n",
+            5 << 40,
+            "an image can have 4398046511104",
+        ),
+    ] {
+        let lab = Lab::new(settings);
+        let large = lab.path("large.raw");
+        let file = std::fs::File::create(&large).unwrap();
+        file.set_len(size).unwrap();
+        let source = large.to_str().unwrap();
+        let told = lab.add_fails("x@1", source, &["--os", "debian", "--unproven"]);
+        assert!(told.contains(word), "{told}");
+        assert_eq!(lab.stored(), NOTHING);
+    }
+}
+
 #[test]
 fn a_flipped_bit_on_the_way_is_caught_by_the_proof() {
     let lab = Lab::new("");

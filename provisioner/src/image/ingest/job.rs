@@ -294,6 +294,12 @@ async fn seal(
         &detected,
         told.version.as_deref(),
     )?;
+    // What is published as it is has the size that its source told.
+    let published = || job.progress.total().filter(|_| head.is_plain);
+    let size = head.size.or_else(published);
+    if let Some(limit) = Some(tools.limits.max_size).filter(|limit| size > Some(*limit)) {
+        return Err(IngestError::TooLarge { limit });
+    }
     *job.format.lock().unwrap_or_else(PoisonError::into_inner) = Some(head.format);
     let seal = SealRequest {
         name: request.name.clone(),
@@ -302,6 +308,7 @@ async fn seal(
         os_version: system.version,
         mutable: request.mutable_partitions.clone(),
         mirrors: request.mirrors.clone(),
+        size,
     };
     let finish = move || {
         let proof = proof.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -25,6 +25,10 @@ pub struct Head {
     pub bytes: Vec<u8>,
     /// Name of the file inside an archive.
     pub inner_name: Option<String>,
+    /// Bytes of the disk, if its format says so.
+    pub size: Option<u64>,
+    /// The published bytes are the disk itself.
+    pub is_plain: bool,
 }
 
 /// The first cause of an ingest's failure. The parts run side by side: what one of them meets
@@ -88,6 +92,8 @@ fn carry_out(work: Work) -> Result<(), IngestError> {
         format: disk.format,
         bytes: disk.head,
         inner_name: disk.inner_name,
+        size: disk.size,
+        is_plain: disk.is_plain,
     };
     if work.head.send(head).is_err() {
         return Ok(());

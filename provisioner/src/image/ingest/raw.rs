@@ -40,6 +40,10 @@ pub struct RawDisk {
     pub head: Vec<u8>,
     /// Name of the file inside an archive.
     pub inner_name: Option<String>,
+    /// Its bytes, if a format says so before they are read.
+    pub size: Option<u64>,
+    /// There are no layers: the published bytes are the disk.
+    pub is_plain: bool,
     /// The raw disk, from its first byte.
     pub reader: Source,
 }
@@ -51,6 +55,7 @@ pub struct RawDisk {
 pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
     let mut layers = Vec::new();
     let mut inner_name = None;
+    let mut size = None;
     let mut source = source;
     let (mut compressed, mut depth) = (false, 0);
     loop {
@@ -77,7 +82,9 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
             }
             Format::Qcow2 => {
                 layers.push("qcow2");
-                source = Box::new(spool(whole, rules)?);
+                let disk = spool(whole, rules)?;
+                size = Some(disk.size());
+                source = Box::new(disk);
                 break;
             }
             other => {
@@ -93,6 +100,7 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
         limit: rules.max_size,
     };
     let (head, reader) = peek(Box::new(limited))?;
+    let is_plain = layers.len() == 1 && size.is_none();
     if layers.len() > 1 && layers.last() == Some(&"raw") {
         layers.pop();
     }
@@ -101,6 +109,8 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
         format: layers.join(" in "),
         head,
         inner_name,
+        size,
+        is_plain,
         reader,
     })
 }
