@@ -1,6 +1,7 @@
 //! Why a template has no text: file, line, column, and the variable that is missing.
 
 use std::fmt;
+use std::ops::Range;
 
 use minijinja::{Error, ErrorKind};
 
@@ -46,7 +47,7 @@ impl RenderError {
     /// About a template; `file` names it when the engine does not.
     pub(super) fn from_engine(error: &Error, file: &str) -> Self {
         let source = error.template_source().unwrap_or_default();
-        let range = error.range();
+        let range = error.range().map(|range| filtered(source, range));
         let start = range.as_ref().map(|range| range.start);
         let what = range.and_then(|range| source.get(range)).map(str::trim);
         let mut message = match (error.detail(), what) {
@@ -81,6 +82,21 @@ impl RenderError {
         }
         error
     }
+}
+
+/// Where a filter refuses a value, the engine says where the filter is: what went into it is wanted.
+fn filtered(source: &str, range: Range<usize>) -> Range<usize> {
+    let before = source.get(..range.start).unwrap_or_default().trim_end();
+    let Some(value) = before.strip_suffix('|') else {
+        return range;
+    };
+    let opened = value.rfind("{{").max(value.rfind("{%"));
+    let Some(value) = opened.map(|at| &value[at + 2..]) else {
+        return range;
+    };
+    let end = before.len() - 1;
+    let start = end - value.trim_start_matches('-').trim_start().len();
+    start..end
 }
 
 /// Column of a byte, from 1, in characters; 0 when it is not in the text.
