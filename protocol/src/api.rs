@@ -313,7 +313,7 @@ pub struct EventView {
 pub struct TokenView {
     /// Id (not the secret).
     pub id: String,
-    /// `boot`, `config` or `phone-home`.
+    /// `boot`, `config`, `phone-home` or `session`.
     pub purpose: String,
     /// What a config token serves: a template, or a folder of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "api/cloud_init.rs"]
+mod cloud_init;
 #[path = "api/config_urls.rs"]
 mod config_urls;
 mod daemon;
 #[path = "api/event_sink.rs"]
 mod event_sink;
+#[path = "api/kairos.rs"]
+mod kairos;
 #[path = "api/nodes.rs"]
 mod nodes;
 #[path = "api/render.rs"]

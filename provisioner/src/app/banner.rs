@@ -31,6 +31,9 @@ impl App {
             Some(url) => format!("  images               {url}/images/{}", limits(settings)),
             None => "  images               to agents only, over TLS".to_owned(),
         });
+        if let Some(base) = &self.shared.metadata_url {
+            lines.push(format!("  metadata             {}", base.url));
+        }
         if let Some(endpoint) = &self.shared.event_sink {
             lines.push(format!("  Talos' events        {endpoint}"));
         }

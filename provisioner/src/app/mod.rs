@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boot::BootFiles;
 use crate::event::{self, Event, Recorder, Writer};
+use crate::http::kairos::{self, Sockets};
 use crate::http::listener::Listener;
-use crate::http::{agent, api, blob, boot as boot_http, config, event_sink, node};
+use crate::http::{agent, api, blob, boot as boot_http, config, event_sink, metadata, node};
 use crate::machine::Directory;
 use crate::metrics::Metrics;
 use crate::pki::Pki;
@@ -78,6 +79,10 @@ pub struct SharedParts {
     pub image_url: Option<String>,
     /// Host and port of the event sink as machines reach it; none when it is off.
     pub event_sink: Option<String>,
+    /// Where the metadata service is reached, if it is on.
+    pub metadata_url: Option<render::MetadataBase>,
+    /// Sockets of Kairos nodes.
+    pub sockets: Sockets,
     /// Set when the daemon stops.
     pub stop: CancellationToken,
 }
@@ -98,6 +103,7 @@ pub struct App {
     tls_listener: Listener,
     image_port: Option<blob::Server>,
     event_sink: Option<Listener>,
+    metadata: Option<Listener>,
     dhcp: Option<dhcp::Server>,
     tftp: Option<tftp::Server>,
     boot_router: Router,
@@ -169,6 +175,7 @@ impl App {
         let port = image_port::bind(&settings, &images, &directory, &recorder, &metrics).await?;
         let (image_port, image_url) = port.unzip();
         let (sink_listener, event_sink) = sink(&settings).await?.unzip();
+        let (metadata, metadata_url) = metadata_service(&settings, &pki).await?.unzip();
         let passwords = bmc::PasswordDirs::new(settings.password_dirs.clone());
         let bmc = Arc::new(bmc::BmcPool::new(passwords.clone()));
         let ingests = Arc::new(image::ingest::Ingests::new(
@@ -189,6 +196,7 @@ impl App {
             node_url: server_url.clone(),
             plain_config_url: settings.plain_config_urls.then(|| boot_url.clone()),
             event_sink: event_sink.clone(),
+            metadata_url: metadata_url.clone(),
             ca_pem: pki.ca_pem().to_owned(),
             image_url: image_url.clone(),
         });
@@ -219,6 +227,8 @@ impl App {
             metrics,
             image_url,
             event_sink,
+            metadata_url,
+            sockets: Sockets::default(),
             stop: CancellationToken::new(),
         }));
         state::write_admin_context(&shared, &server_url).await?;
@@ -235,6 +245,7 @@ impl App {
             tls_listener,
             image_port,
             event_sink: sink_listener,
+            metadata,
             dhcp,
             tftp,
             boot_router,
@@ -272,6 +283,13 @@ impl App {
             let served = listener.run(event_sink::router(&shared), stop.clone());
             spawn(&mut tasks, "the event sink", served);
         }
+        if let Some(listener) = self.metadata {
+            let plain = shared.metadata_url.as_ref().is_some_and(|base| base.plain);
+            let served = listener.run(metadata::router(&shared, !plain), stop.clone());
+            spawn(&mut tasks, "the metadata service", served);
+        }
+        let sockets = Sockets::run(shared.clone(), stop.clone());
+        spawn(&mut tasks, "sockets of nodes", sockets);
         if let Some(server) = self.dhcp {
             spawn(&mut tasks, "DHCP", server.run(stop.clone()));
         }
@@ -403,6 +421,7 @@ fn tls_router(shared: &Shared) -> Router {
     api::router(shared)
         .merge(agent::router().with_state(shared.clone()))
         .merge(node::router().with_state(shared.clone()))
+        .merge(kairos::router().with_state(shared.clone()))
         .merge(config::on_tls_listener(shared))
         .merge(open_routes(shared))
         .fallback(api::not_found)
@@ -426,6 +445,27 @@ async fn sink(settings: &Settings) -> anyhow::Result<Option<(Listener, String)>>
     let listener = Listener::bind(address, None).await?.for_grpc();
     let reached = image_port::reached_at(listener.local_addr()?, settings.address.ip);
     Ok(Some((listener, reached.to_string())))
+}
+
+/// Binds the metadata service, and says how machines reach it; none when it is off.
+async fn metadata_service(
+    settings: &Settings,
+    pki: &Pki,
+) -> anyhow::Result<Option<(Listener, render::MetadataBase)>> {
+    let Some(wanted) = settings.metadata else {
+        return Ok(None);
+    };
+    let (scheme, tls) = match wanted.plain {
+        true => ("http", None),
+        false => ("https", Some(pki.server_config()?)),
+    };
+    let listener = Listener::bind(wanted.listen, tls).await?;
+    let reached = image_port::reached_at(listener.local_addr()?, settings.address.ip);
+    let base = render::MetadataBase {
+        url: format!("{scheme}://{reached}"),
+        plain: wanted.plain,
+    };
+    Ok(Some((listener, base)))
 }
 
 async fn bind_dhcp(

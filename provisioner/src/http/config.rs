@@ -19,12 +19,22 @@ use tokio_util::sync::CancellationToken;
 use super::listener::Peer;
 use super::problem::{ApiError, ApiResult};
 use crate::app::Shared;
-use crate::token::{Fetch, FetchError, Refused, TokenRecord};
+use crate::token::{Fetch, FetchError, Purpose, Refused, TokenRecord};
 
 /// Which listener a request came to.
 #[derive(Debug, Clone, Copy)]
 pub struct Wire {
     tls: bool,
+}
+
+impl Wire {
+    pub(super) fn new(tls: bool) -> Self {
+        Self { tls }
+    }
+
+    pub(super) fn tls(self) -> bool {
+        self.tls
+    }
 }
 
 /// The routes on the TLS listener.
@@ -134,6 +144,7 @@ async fn probe(
 impl Place {
     fn fetch<'a>(&'a self, machine: Option<&'a str>, by: &'a str, wire: Wire) -> Fetch<'a> {
         Fetch {
+            purpose: Purpose::Config,
             secret: &self.token,
             document: &self.document,
             machine,
@@ -173,7 +184,8 @@ fn answer(body: Body) -> Response {
     (headers, body).into_response()
 }
 
-async fn refuse(shared: &Shared, error: FetchError) -> ApiError {
+/// Fails the run of a token that is in two hands, and says what to answer.
+pub(super) async fn refuse(shared: &Shared, error: FetchError) -> ApiError {
     if let FetchError::Refused(refused, Some(token)) = &error
         && refused.fails_run()
     {

@@ -1,15 +1,18 @@
 //! What installed systems say: the phone-home, once, with the token from their configuration.
+//!
+//! As JSON with the token in a header, or as the form that cloud-init's own module posts, with the
+//! token in the path ([`super::cloud_init`]).
 
-use std::net::IpAddr;
-
-use anneal_protocol::api::NodeReport;
+use anneal_protocol::api::{NodeReport, Problem};
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, Request, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 
 use super::api::auth::bearer;
-use super::api::body::JsonBody;
+use super::api::body::{self, JsonBody};
+use super::cloud_init;
 use super::listener::Peer;
 use super::problem::{ApiError, ApiResult};
 use crate::app::Shared;
@@ -21,7 +24,9 @@ const FIELD_LIMIT: usize = 256;
 
 /// The routes under `/node/v1`.
 pub fn router() -> Router<Shared> {
-    Router::new().route("/node/v1/phone-home", post(phone_home))
+    Router::new()
+        .route("/node/v1/phone-home", post(phone_home))
+        .route("/node/v1/phone-home/{token}", post(phone_home_form))
 }
 
 async fn phone_home(
@@ -37,52 +42,60 @@ async fn phone_home(
             "send the phone-home token as \"Authorization: Bearer TOKEN\"",
         )
     })?;
-    check(&report)?;
-    let by = peer.address.ip().to_string();
-    // A node with a reserved address must call from it; behind NAT or with another address of
-    // its own, nobody is known by that address, and the token alone says who it is.
-    let snapshot = shared.directory.snapshot();
-    let seen = snapshot.by_mac.values().find(|reservation| {
-        let address = reservation.address.map(|address| IpAddr::V4(address.ip));
-        address == Some(peer.address.ip())
-    });
-    let claim = Claim {
-        purpose: Purpose::PhoneHome,
-        machine: seen.map(|reservation| reservation.machine.as_str()),
-        by: &by,
-    };
-    let token = match shared.tokens.redeem(secret, claim).await {
-        // A repeat from the same address is a node whose answer was lost. The first report
-        // stands, unless the daemon died between taking the token and storing the report.
-        Ok(token) if token.used_at.is_some() && reported(&shared, &token).await? => {
-            return Err(gone());
-        }
-        Ok(token) => token,
-        Err((TokenError::Refused(Refused::Replayed), Some(token))) => {
-            let reason = "the phone-home token was used twice, from two addresses";
-            let failed = shared.engine.fail_security(&token.run, reason).await;
-            failed.map_err(|error| ApiError::internal(&error))?;
-            return Err(gone());
-        }
-        Err((TokenError::Refused(Refused::Expired | Refused::Revoked), _)) => return Err(gone()),
-        Err((TokenError::Refused(_), _)) => {
-            return Err(ApiError::new(
-                StatusCode::FORBIDDEN,
-                "token-refused",
-                "this is not a phone-home token of ours",
-            ));
-        }
-        Err((error, _)) => return Err(ApiError::internal(&error)),
-    };
-    let data = serde_json::to_value(&report).map_err(|e| ApiError::internal(&e))?;
-    shared
-        .store
-        .set_node_report(&token.machine, &report)
-        .await?;
-    let os = report
-        .os
-        .as_deref()
-        .unwrap_or("a system that does not say its version");
+    called_home(&shared, secret, &peer, &report, serde_json::json!({})).await
+}
+
+/// Takes what cloud-init's `phone_home` module posts: a form, and the one-use phone-home token in
+/// the path, for which `phone_home.url` of its configuration has room.
+#[utoipa::path(post, path = "/node/v1/phone-home/{token}", tag = "nodes", security(()),
+    params(("token" = String, Path, description = "One-use phone-home token of a run")),
+    request_body(content = String, content_type = "application/x-www-form-urlencoded",
+        description = "`instance_id`, `hostname`, `fqdn`, `pub_key_rsa`, `pub_key_ecdsa`, `pub_key_ed25519`; `N/A` for what is not known"),
+    responses(
+        (status = 204, description = "Taken"),
+        (status = 403, description = "Not a phone-home token, or not this machine's", body = Problem),
+        (status = 410, description = "Used before, expired, or the run is over", body = Problem),
+        (status = 415, description = "Not a form", body = Problem),
+        (status = 422, description = "A field is not what it should be", body = Problem),
+    ))]
+pub async fn phone_home_form(
+    State(shared): State<Shared>,
+    axum::Extension(peer): axum::Extension<Peer>,
+    Path(secret): Path<String>,
+    request: Request,
+) -> ApiResult<StatusCode> {
+    let kind = request.headers().get(CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(cloud_init::FORM.as_bytes())) {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "form-expected",
+            format!(
+                "expected the form of cloud-init's phone_home, {}",
+                cloud_init::FORM
+            ),
+        ));
+    }
+    let said = cloud_init::read(&body::bytes(request).await?);
+    called_home(&shared, &secret, &peer, &said.report, said.more).await
+}
+
+/// Takes a report that came with a phone-home token; `more` is recorded with it.
+async fn called_home(
+    shared: &Shared,
+    secret: &str,
+    peer: &Peer,
+    report: &NodeReport,
+    more: serde_json::Value,
+) -> ApiResult<StatusCode> {
+    check(report)?;
+    let token = redeem(shared, secret, peer).await?;
+    let mut data = serde_json::to_value(report).map_err(|e| ApiError::internal(&e))?;
+    if let (Some(data), serde_json::Value::Object(more)) = (data.as_object_mut(), more) {
+        data.extend(more);
+    }
+    shared.store.set_node_report(&token.machine, report).await?;
+    let unnamed = "a system that does not say its version";
+    let os = report.os.as_deref().unwrap_or(unnamed);
     shared
         .recorder
         .record_durably(
@@ -96,6 +109,40 @@ async fn phone_home(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Redeems a phone-home token for whoever shows it. In two hands, it fails its run.
+///
+/// # Errors
+/// With what to answer.
+pub(super) async fn redeem(shared: &Shared, secret: &str, peer: &Peer) -> ApiResult<TokenRecord> {
+    let by = peer.address.ip().to_string();
+    // A node with a reserved address must call from it; behind NAT or with another address of
+    // its own, nobody is known by that address, and the token alone says who it is.
+    let seen = shared.directory.snapshot().machine_at(peer.address.ip());
+    let claim = Claim {
+        purpose: Purpose::PhoneHome,
+        machine: seen.as_deref(),
+        by: &by,
+    };
+    match shared.tokens.redeem(secret, claim).await {
+        // A repeat from the same address is a node whose answer was lost. The first report
+        // stands, unless the daemon died between taking the token and storing the report.
+        Ok(token) if token.used_at.is_some() && reported(shared, &token).await? => Err(gone()),
+        Ok(token) => Ok(token),
+        Err((TokenError::Refused(Refused::Replayed), Some(token))) => {
+            let reason = "the phone-home token was used twice, from two addresses";
+            let failed = shared.engine.fail_security(&token.run, reason).await;
+            failed.map_err(|error| ApiError::internal(&error))?;
+            Err(gone())
+        }
+        Err((TokenError::Refused(Refused::Expired | Refused::Revoked), _)) => Err(gone()),
+        Err((TokenError::Refused(_), _)) => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "token-refused",
+            "this is not a phone-home token of ours",
+        )),
+        Err((error, _)) => Err(ApiError::internal(&error)),
+    }
+}
 async fn reported(shared: &Shared, token: &TokenRecord) -> ApiResult<bool> {
     let sightings = shared.store.sightings(&token.machine).await?;
     let run = Some(&token.run);
@@ -104,7 +151,7 @@ async fn reported(shared: &Shared, token: &TokenRecord) -> ApiResult<bool> {
         .any(|s| s.kind == kind::PHONE_HOME && s.run.as_ref() == run))
 }
 
-fn gone() -> ApiError {
+pub(super) fn gone() -> ApiError {
     ApiError::new(
         StatusCode::GONE,
         "token-spent",
@@ -112,7 +159,11 @@ fn gone() -> ApiError {
     )
 }
 
-fn check(report: &NodeReport) -> ApiResult<()> {
+/// Whether a report is made of short printable texts.
+///
+/// # Errors
+/// Names the field that is not.
+pub(super) fn check(report: &NodeReport) -> ApiResult<()> {
     let fields = [
         ("machine_id", &report.machine_id),
         ("os", &report.os),

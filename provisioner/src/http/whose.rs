@@ -1,4 +1,5 @@
-//! Which machine has an address: by reservation in the inventory, or by a lease that counts.
+//! Which machine has an address: by the inventory, cards and bonds and VLANs alike, or by a
+//! lease that counts.
 //!
 //! An address is no proof of who calls. It narrows whom a caller may be.
 
@@ -17,7 +18,7 @@ pub(super) async fn machine_at(
     address: IpAddr,
 ) -> Result<Option<String>, StoreError> {
     let snapshot = shared.directory.snapshot();
-    if let Some(machine) = snapshot.machine_at(address) {
+    if let Some(machine) = snapshot.owner_of(address) {
         return Ok(Some(machine));
     }
     let IpAddr::V4(address) = address else {

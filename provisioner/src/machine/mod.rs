@@ -13,7 +13,7 @@ mod view;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, RwLock};
 
 use anneal_protocol::disk::{DiskHints, DiskSelector, ProtectedDisk};
@@ -107,9 +107,21 @@ impl Machine {
 pub struct Snapshot {
     /// By hardware address.
     pub by_mac: HashMap<Mac, Reservation>,
+    /// Addresses that are no card's but a bond's or a VLAN's: by whom.
+    pub others: HashMap<Ipv4Addr, String>,
 }
 
 impl Snapshot {
+    /// The machine that has `address` on a card, a bond or a VLAN.
+    #[must_use]
+    pub fn owner_of(&self, address: IpAddr) -> Option<String> {
+        let other = match address {
+            IpAddr::V4(address) => self.others.get(&address).cloned(),
+            IpAddr::V6(_) => None,
+        };
+        self.machine_at(address).or(other)
+    }
+
     /// The machine that has `address` reserved.
     #[must_use]
     pub fn machine_at(&self, address: IpAddr) -> Option<String> {

@@ -39,6 +39,17 @@ pub struct ConfigBase {
     pub tls: String,
     /// The boot listener, if the settings allow configuration in clear.
     pub plain: Option<String>,
+    /// The metadata service, if it is on.
+    pub metadata: Option<MetadataBase>,
+}
+
+/// Where the metadata service is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataBase {
+    /// `https://10.77.0.1:8444`.
+    pub url: String,
+    /// It speaks plain HTTP.
+    pub plain: bool,
 }
 
 /// What `config_url` answers with, and what it was asked for.
@@ -111,18 +122,37 @@ impl Urls {
         } else {
             self.base.tls.as_str()
         };
-        let secret = match &self.secrets {
-            None => super::REDACTED,
-            Some(secrets) => secrets.get(config).ok_or_else(|| {
-                invalid("a config URL is asked for in one rendering and not in the one before")
-            })?,
-        };
+        let secret = self.secret(config)?;
         let slash = if config.subject.ends_with('/') {
             "/"
         } else {
             ""
         };
         Ok(format!("{base}/node/v1/config/{secret}{slash}"))
+    }
+
+    fn secret(&self, config: &ConfigRef) -> Result<&str, Error> {
+        match &self.secrets {
+            None => Ok(super::REDACTED),
+            Some(secrets) => secrets.get(config).map(String::as_str).ok_or_else(|| {
+                invalid("a config URL is asked for in one rendering and not in the one before")
+            }),
+        }
+    }
+
+    fn metadata(&self, config: &ConfigRef) -> Result<String, Error> {
+        let base = self.base.metadata.as_ref().ok_or_else(|| {
+            invalid("there is no metadata service: set `metadata: { listen: \":8444\" }` in anneal.yaml (docs/metadata.md)")
+        })?;
+        match (base.plain, config.plain) {
+            (true, false) => Err(invalid(
+                "the metadata service speaks plain HTTP: say `plain=true` if whoever is on the wire may read what it serves",
+            )),
+            (false, true) => Err(invalid(
+                "the metadata service speaks TLS: leave `plain` out",
+            )),
+            _ => Ok(format!("{}/{}", base.url, self.secret(config)?)),
+        }
     }
 }
 
@@ -134,12 +164,32 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// The template function.
+/// The template function for documents by URL.
 pub(super) fn config_url(state: &State, subject: &str, options: Kwargs) -> Result<String, Error> {
+    made(state, subject, &options, "config_url", Urls::url)
+}
+
+/// The template function for the metadata service.
+pub(super) fn metadata_url(state: &State, subject: &str, options: Kwargs) -> Result<String, Error> {
+    if !subject.ends_with('/') {
+        return Err(invalid(format!(
+            "`metadata_url` is for a folder with `user-data` and `meta-data`: expected `{subject}/`"
+        )));
+    }
+    made(state, subject, &options, "metadata_url", Urls::metadata)
+}
+
+fn made(
+    state: &State,
+    subject: &str,
+    options: &Kwargs,
+    function: &str,
+    make: fn(&Urls, &ConfigRef) -> Result<String, Error>,
+) -> Result<String, Error> {
     let plain = options.get::<Option<bool>>("plain")?.unwrap_or(false);
     options.assert_all_used()?;
     let Some(urls) = state.lookup(URLS) else {
-        return Err(invalid("`config_url` is not available here"));
+        return Err(invalid(format!("`{function}` is not available here")));
     };
     let urls = urls
         .downcast_object_ref::<Urls>()
@@ -149,7 +199,7 @@ pub(super) fn config_url(state: &State, subject: &str, options: Kwargs) -> Resul
         plain,
     };
     let templates = templates_of(state, subject)?;
-    let url = urls.url(&config)?;
+    let url = make(urls, &config)?;
     lock(&urls.wanted).insert(config.clone());
     if urls.secrets.is_none() && lock(&urls.checked).insert(config) {
         for template in templates {
@@ -250,6 +300,7 @@ mod tests {
         let base = ConfigBase {
             tls: "https://d".into(),
             plain: None,
+            metadata: None,
         };
         Context::new(&machine(), None, "run-1", "https://d", "PEM", phone_home)
             .with_configs(base, secrets)

@@ -78,6 +78,7 @@ pub fn known_variables() -> &'static [&'static str] {
         "event_sink.endpoint",
         "render",
         "config_url",
+        "metadata_url",
         "range",
         "dict",
         "namespace",
@@ -154,6 +155,7 @@ impl Context {
         let base = ConfigBase {
             tls: server_url.to_owned(),
             plain: None,
+            metadata: None,
         };
         let urls = Urls::new(base, None, watch(&token_behind_url));
         let mut roots = BTreeMap::from([

@@ -28,7 +28,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
 
-pub use config_url::{ConfigBase, ConfigRef, SEED};
+pub use config_url::{ConfigBase, ConfigRef, MetadataBase, SEED};
 pub use context::{Context, ImageFacts, PhoneHome, REDACTED, Wanted, known_variables};
 pub use error::RenderError;
 
@@ -250,6 +250,7 @@ impl Set {
         environment.add_filter("ignition", ignition::filter);
         environment.add_function("render", render_other);
         environment.add_function("config_url", config_url::config_url);
+        environment.add_function("metadata_url", config_url::metadata_url);
         let names = sources.keys().cloned().collect();
         for (name, text) in sources {
             environment

@@ -23,6 +23,7 @@ pub(super) struct SettingsFile {
     pub agent_silence: Option<Spanned<String>>,
     pub plain_config_urls: Option<bool>,
     pub event_sink: Option<ListenFile>,
+    pub metadata: Option<MetadataFile>,
     pub images: Option<ImagesFile>,
     pub events: Option<EventsFile>,
 }
@@ -31,6 +32,13 @@ pub(super) struct SettingsFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ListenFile {
     pub listen: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MetadataFile {
+    pub listen: Option<Spanned<String>>,
+    pub plain: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

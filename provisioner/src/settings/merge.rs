@@ -3,14 +3,14 @@
 //! A flag wins over the file, the file over the default. Every refusal names where the value came
 //! from: file, line and column, or the flag.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::{DhcpFile, EventsFile, ListenFile, SettingsFile};
+use super::file::{DhcpFile, EventsFile, MetadataFile, SettingsFile};
 use super::interface::{self, Interface};
-use super::{DhcpSettings, EventSettings, Flags, Settings, SettingsError};
+use super::{DhcpSettings, EventSettings, Flags, MetadataSettings, Settings, SettingsError};
 use crate::machine::Cidr;
 use crate::workflow::duration;
 use crate::yaml::{self, Spanned};
@@ -176,7 +176,10 @@ impl Merge<'_> {
         let images = self.images(raw.images.unwrap_or_default(), address, ports)?;
         let image_port = images.listen.map(|at| ("image", at.port()));
         let taken: Vec<_> = ports.into_iter().chain(image_port).collect();
-        let event_sink = self.listener(raw.event_sink, address, &taken)?;
+        let event_sink = self.listener(raw.event_sink.and_then(|f| f.listen), address, &taken)?;
+        let sink_port = event_sink.map(|at| ("event sink's", at.port()));
+        let taken: Vec<_> = taken.into_iter().chain(sink_port).collect();
+        let metadata = self.metadata(raw.metadata.unwrap_or_default(), address, &taken)?;
         Ok(Settings {
             password_dirs: self.password_dirs(raw.password_dirs, &state_dir)?,
             state_dir,
@@ -186,6 +189,7 @@ impl Merge<'_> {
             templates_dir: path("", None, raw.templates_dir),
             images,
             event_sink,
+            metadata,
             dhcp: self.dhcp(raw.dhcp.unwrap_or_default(), address)?,
             interface,
             address,
@@ -367,14 +371,37 @@ impl Merge<'_> {
     /// A port that is off unless the file says where it listens.
     fn listener(
         &self,
-        raw: Option<ListenFile>,
+        raw: Option<Spanned<String>>,
         own: Cidr,
         taken: &[(&str, u16)],
     ) -> Result<Option<SocketAddr>, SettingsError> {
-        let Some(value) = raw.and_then(|raw| raw.listen) else {
+        let Some(value) = raw else {
             return Ok(None);
         };
         self.listen(&self.in_file(&value), own.ip, taken).map(Some)
+    }
+
+    fn metadata(
+        &self,
+        raw: MetadataFile,
+        own: Cidr,
+        taken: &[(&str, u16)],
+    ) -> Result<Option<MetadataSettings>, SettingsError> {
+        let listen = self.listener(raw.listen, own, taken)?;
+        if let (None, Some(plain)) = (listen, &raw.plain) {
+            let message = "there is no metadata service: expected `listen` as well";
+            return Err(self.in_file(plain).refuse(message));
+        }
+        let plain = raw.plain.is_some_and(|plain| plain.value);
+        let ours = |at: SocketAddr| at.ip().is_unspecified() || at.ip() == IpAddr::V4(own.ip);
+        if listen.is_some_and(|at| !plain && !ours(at)) {
+            let message = format!(
+                "the daemon's certificate is for {}: expected a port alone",
+                own.ip
+            );
+            return Err(refuse("metadata.listen", message));
+        }
+        Ok(listen.map(|listen| MetadataSettings { listen, plain }))
     }
 
     /// Reads `:8081`, or `10.77.0.1:8081`; `taken` are the ports of others.

@@ -249,6 +249,7 @@ fn the_reference_file_tells_the_defaults() {
         Path::new("/etc/anneal/templates")
     );
     assert!(settings.event_sink.take().is_some());
+    assert!(settings.metadata.take().is_some());
     assert!(!std::mem::take(&mut settings.images.trusted_keys).is_empty());
     assert!(settings.images.limits.per_machine.take().is_some());
     assert!(settings.images.limits.total.take().is_some());
@@ -275,6 +276,7 @@ fn the_reference_file_tells_the_defaults() {
         "tftp",
         "agent_silence",
         "event_sink",
+        "metadata",
         "images",
         "  require_proof",
         "  trusted_keys",

@@ -134,10 +134,21 @@ pub struct Settings {
     pub plain_config_urls: bool,
     /// Where Talos may send its events; off when there is none.
     pub event_sink: Option<SocketAddr>,
+    /// The metadata service; off when there is none.
+    pub metadata: Option<MetadataSettings>,
     /// Images.
     pub images: ImageSettings,
     /// How many events are kept.
     pub events: EventSettings,
+}
+
+/// Where the metadata service is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetadataSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Without TLS.
+    pub plain: bool,
 }
 
 /// Which events are kept; those of active runs always are.

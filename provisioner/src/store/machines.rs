@@ -192,7 +192,21 @@ impl Store {
             .await
             .map_err(during("reading the inventory"))?;
         let by_mac = rows.iter().filter_map(reservation).collect();
-        Ok(Snapshot { by_mac })
+        let specs: Vec<String> = sqlx::query_scalar("SELECT spec FROM machines")
+            .fetch_all(&self.reader)
+            .await
+            .map_err(during("reading the inventory"))?;
+        let mut others = HashMap::new();
+        for spec in specs {
+            let machine: Machine =
+                serde_json::from_str(&spec).map_err(|source| StoreError::Corrupt {
+                    what: "machine",
+                    source,
+                })?;
+            let addresses = machine.addresses().map(|address| address.ip);
+            others.extend(addresses.map(|ip| (ip, machine.name.clone())));
+        }
+        Ok(Snapshot { by_mac, others })
     }
 
     /// Changes of a machine's state, oldest first.

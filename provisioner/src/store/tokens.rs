@@ -84,20 +84,23 @@ impl Store {
         .map_err(during("using a token"))
     }
 
-    /// Revokes the tokens of a run, but for those of one purpose; tells how many. Used ones are
-    /// left as they are, unless there may be more to fetch with them.
+    /// Revokes the tokens of a run, but for those of one purpose, and then the sessions they were
+    /// traded for; tells how many. Used ones are left as they are, unless there may be more to
+    /// fetch with them.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn revoke_tokens(&self, run: &str, but: Option<Purpose>, at: Millis) -> Result<u64> {
         sqlx::query(
             "UPDATE tokens SET revoked_at = $3 WHERE run = $1 AND revoked_at IS NULL \
-             AND (used_at IS NULL OR purpose = $4) AND ($2 IS NULL OR purpose <> $2)",
+             AND (used_at IS NULL OR purpose IN ($4, $5)) \
+             AND ($2 IS NULL OR purpose NOT IN ($2, $5))",
         )
         .bind(run)
         .bind(but.map(Purpose::as_str))
         .bind(at.0)
         .bind(Purpose::Config.as_str())
+        .bind(Purpose::Session.as_str())
         .execute(&self.writer)
         .await
         .map(|done| done.rows_affected())

@@ -26,7 +26,9 @@ pub const GRACE: Duration = Duration::from_secs(60);
 /// One fetch of one document.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetch<'a> {
-    /// The secret in the URL.
+    /// What the secret is: a config token, or a session that one was traded for.
+    pub purpose: Purpose,
+    /// The secret.
     pub secret: &'a str,
     /// Name in the folder; empty: the token's own template.
     pub document: &'a str,
@@ -183,7 +185,8 @@ impl Configs {
             return Err(FetchError::Refused(Refused::Unknown, None));
         };
         let served_at = self.store.config_served(&token.id, fetch.document).await?;
-        let verdict = if token.purpose == Purpose::Config && !(fetch.tls || token.plain) {
+        let served = matches!(token.purpose, Purpose::Config | Purpose::Session);
+        let verdict = if served && !(fetch.tls || token.plain) {
             Err(Refused::InClear)
         } else {
             judge_config(&token, served_at, fetch.claim(), GRACE, now())
@@ -215,9 +218,11 @@ impl Configs {
 }
 
 impl<'a> Fetch<'a> {
-    fn claim(&self) -> Claim<'a> {
+    /// As any claim to a token.
+    #[must_use]
+    pub fn claim(&self) -> Claim<'a> {
         Claim {
-            purpose: Purpose::Config,
+            purpose: self.purpose,
             machine: self.machine,
             by: self.by,
         }

@@ -33,10 +33,12 @@ pub enum Purpose {
     Config,
     /// Lets the installed system say that it booted.
     PhoneHome,
+    /// What another token was traded for: shown again and again, by one address, until it ends.
+    Session,
 }
 
 impl Purpose {
-    const ALL: [Self; 3] = [Self::Boot, Self::Config, Self::PhoneHome];
+    const ALL: [Self; 4] = [Self::Boot, Self::Config, Self::PhoneHome, Self::Session];
 
     /// The stable word.
     #[must_use]
@@ -45,16 +47,17 @@ impl Purpose {
             Self::Boot => "boot",
             Self::Config => "config",
             Self::PhoneHome => "phone-home",
+            Self::Session => "session",
         }
     }
 
     /// How long a token of this purpose lives when the caller does not say: boot 10 minutes,
-    /// config and phone-home 30.
+    /// all others 30.
     #[must_use]
     pub fn default_ttl(self) -> Duration {
         match self {
             Self::Boot => Duration::from_secs(10 * 60),
-            Self::Config | Self::PhoneHome => Duration::from_secs(30 * 60),
+            Self::Config | Self::PhoneHome | Self::Session => Duration::from_secs(30 * 60),
         }
     }
 
@@ -66,6 +69,9 @@ impl Purpose {
     }
 }
 
+/// Subject of the sessions of Kairos agents.
+pub const KAIROS: &str = "kairos";
+
 /// What is stored about a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRecord {
@@ -75,7 +81,8 @@ pub struct TokenRecord {
     pub digest: String,
     /// What it is good for.
     pub purpose: Purpose,
-    /// What a config token serves: a template, or a folder of them with a slash at its end.
+    /// What a config token or a session of the metadata service serves: a template, or a folder of
+    /// them with a slash at its end. [`KAIROS`] for a session of the Kairos agent.
     pub subject: Option<String>,
     /// A config token that may be fetched without TLS.
     pub plain: bool,

@@ -129,6 +129,31 @@ impl Tokens {
         Ok(token)
     }
 
+    /// The session with this secret, if it is `wanted`, not over, and the caller's. Whoever
+    /// shows it first is the one that it belongs to. A session that is over alarms nobody: what
+    /// kept it asks again for ever.
+    ///
+    /// # Errors
+    /// As [`Self::redeem`].
+    pub async fn session(
+        &self,
+        secret: &str,
+        claim: Claim<'_>,
+        wanted: impl Fn(&TokenRecord) -> bool,
+    ) -> Result<TokenRecord, (TokenError, Option<TokenRecord>)> {
+        let found = self.find(secret).await.map_err(|e| (e.into(), None))?;
+        let live = |token: &TokenRecord| {
+            token.purpose == Purpose::Session
+                && token.revoked_at.is_none()
+                && now() < token.expires_at
+                && wanted(token)
+        };
+        if !found.as_ref().is_some_and(live) {
+            return Err((TokenError::Refused(Refused::Unknown), None));
+        }
+        self.redeem(secret, claim).await
+    }
+
     /// The token with this secret, if there is one.
     pub(super) async fn find(&self, secret: &str) -> Result<Option<TokenRecord>, StoreError> {
         let wanted = digest(secret);

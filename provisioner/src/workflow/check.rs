@@ -96,9 +96,9 @@ fn calls(step: &Step, wait: Wait, subject: &Subject<'_>, findings: &mut Findings
         let message = format!("{at}: `fallback: api-port` is for `by: talos` only");
         findings.errors.push(message);
     }
-    if wait.api_port && subject.machine.nics.iter().all(|nic| nic.address.is_none()) {
+    if wait.api_port && subject.machine.addresses().next().is_none() {
         findings.errors.push(format!(
-            "{at}: `fallback: api-port` needs to know where {machine} is: give a card of it an `address`"
+            "{at}: `fallback: api-port` needs to know where {machine} is: give it an `address`"
         ));
     }
     match wait.by {

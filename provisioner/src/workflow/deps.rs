@@ -12,7 +12,7 @@ use anneal_image::SigningKey;
 use crate::bmc::BmcControl;
 use crate::event::Recorder;
 use crate::image::{Catalog, ImageError};
-use crate::render::{ImageFacts, Renderer};
+use crate::render::{ImageFacts, MetadataBase, Renderer};
 use crate::store::Store;
 use crate::token::{Mint, Purpose, Tokens};
 
@@ -42,6 +42,8 @@ pub struct EngineDeps {
     pub node_url: String,
     /// The boot listener's address, `http://10.77.0.1:8080`, if configuration may be fetched there.
     pub plain_config_url: Option<String>,
+    /// Where the metadata service is reached, if it is on.
+    pub metadata_url: Option<MetadataBase>,
     /// The event sink as machines reach it, `10.77.0.1:8082`; none when it is off.
     pub event_sink: Option<String>,
     /// The daemon's CA, PEM.

@@ -226,9 +226,7 @@ impl Engine {
     /// Looks whether Talos answers on its API port, and records it: the next look at the run
     /// finds the record.
     async fn look_api(&self, s: &Snapshot) {
-        let nics = &s.plan.machine.nics;
-        let addresses = nics.iter().filter_map(|nic| nic.address);
-        for address in addresses {
+        for address in s.plan.machine.addresses() {
             let address = (address.ip, api_port::PORT).into();
             let answer = match api_port::look(address).await {
                 Ok(answer) => answer,

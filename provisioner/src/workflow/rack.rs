@@ -509,6 +509,7 @@ impl Rack {
             node_url: "https://10.77.0.1:8443".into(),
             plain_config_url: None,
             event_sink: None,
+            metadata_url: None,
             ca_pem: "PEM".into(),
             image_url: None,
         });

@@ -64,6 +64,7 @@ impl Engine {
         let base = ConfigBase {
             tls: deps.node_url.clone(),
             plain: deps.plain_config_url.clone(),
+            metadata: deps.metadata_url.clone(),
         };
         Context::new(
             machine,
@@ -134,6 +135,42 @@ impl Engine {
         renderer.render(&template, &redacted)?;
         let secrets = self.mint(&s, &redacted.wanted()).await?;
         Ok(Some(renderer.render(&template, &context(&secrets))?))
+    }
+
+    /// A session of the metadata service for a config token, as long as asked, but no longer than
+    /// its run. `None` when the token serves no folder.
+    ///
+    /// # Errors
+    /// When the run is over or the database fails.
+    pub async fn metadata_session(
+        &self,
+        token: &TokenRecord,
+        asked: Duration,
+    ) -> anyhow::Result<Option<String>> {
+        let subject = token.subject.as_deref();
+        let Some(subject) = subject.filter(|subject| subject.ends_with('/')) else {
+            return Ok(None);
+        };
+        let s = self.load(&token.run).await?;
+        anyhow::ensure!(s.run.state.is_active(), "run {} is over", s.run.id);
+        let mint = Mint {
+            purpose: Purpose::Session,
+            machine: &token.machine,
+            run: &token.run,
+            ttl: asked.min(s.run.deadline.since(now()) + AFTER_THE_RUN),
+            subject: Some(subject),
+            plain: token.plain,
+        };
+        Ok(Some(self.inner.deps.tokens.mint(mint).await?))
+    }
+
+    /// The machine as its run was made for it; `None` when the run is over.
+    ///
+    /// # Errors
+    /// When there is no such run or the database fails.
+    pub async fn machine_in(&self, run: &str) -> Result<Option<Machine>, EngineError> {
+        let s = self.load(run).await?;
+        Ok(s.run.state.is_active().then_some(s.plan.machine))
     }
 
     /// Whether a config token has a document of this name.

@@ -158,6 +158,7 @@ fn directory(machine: [u8; 4]) -> Directory {
         boot: true,
     };
     directory.replace(Snapshot {
+        others: Default::default(),
         by_mac: [(MAC, reservation)].into(),
     });
     directory

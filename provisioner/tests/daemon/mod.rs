@@ -86,6 +86,7 @@ pub fn settings(state: &Path) -> Settings {
         events: EventSettings::default(),
         plain_config_urls: false,
         event_sink: None,
+        metadata: None,
     }
 }
 

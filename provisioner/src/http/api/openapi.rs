@@ -24,6 +24,8 @@ use utoipa::{Modify, OpenApi};
         super::attestations::list, super::attestations::show, super::attestations::keys,
         super::keys::list, super::keys::create, super::keys::remove,
         crate::http::config::serve,
+        crate::http::node::phone_home_form,
+        crate::http::kairos::register,
     ),
     modifiers(&Bearer),
     security(("api_key" = []))
