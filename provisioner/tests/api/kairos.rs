@@ -123,7 +123,7 @@ async fn a_node_that_forgot_its_credentials_registers_again() {
     };
     tokio::select! {
         told = &mut first => panic!("closed: {told:?}"),
-        () = tokio::time::timeout(std::time::Duration::from_secs(60), recovery) => {}
+        heard = tokio::time::timeout(std::time::Duration::from_secs(60), recovery) => heard.expect("its reports are kept"),
     }
     let run = agent.node.until(|_| true).await;
     assert_eq!(run["state"], "running", "recovery is not the system: {run}");
@@ -152,7 +152,7 @@ async fn what_is_stolen_fails_the_run() {
     };
     tokio::select! {
         told = &mut real => panic!("closed: {told:?}"),
-        () = tokio::time::timeout(std::time::Duration::from_secs(60), passive) => {}
+        heard = tokio::time::timeout(std::time::Duration::from_secs(60), passive) => heard.expect("its reports are kept"),
     }
     let told = agent.lives(&token, NOBODY, &nowhere, &["active"]).await;
     assert_eq!(told, [json!(["registration failed", 410, "token-spent"])]);
