@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -252,30 +252,26 @@ struct Terms {
 }
 
 impl Terms {
-    fn builder(&self) -> Builder<Streams> {
-        let mut builder = Builder::new(Streams(self.streams.clone()));
-        match self.version {
-            Version::Http1 => {
-                builder
-                    .http1()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(self.patience.head);
-                builder.http1_only()
-            }
-            Version::Http2 => {
-                builder
-                    .http2()
-                    .timer(TokioTimer::new())
-                    // Who is gone without a word is found out.
-                    .keep_alive_interval(self.patience.stall)
-                    .keep_alive_timeout(self.patience.head)
-                    .max_concurrent_streams(MAX_STREAMS)
-                    .max_header_list_size(16 * 1024)
-                    .initial_stream_window_size(64 * 1024)
-                    .initial_connection_window_size(256 * 1024);
-                builder.http2_only()
-            }
-        }
+    fn http1(&self) -> http1::Builder {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.patience.head);
+        builder
+    }
+
+    fn http2(&self) -> http2::Builder<Streams> {
+        let mut builder = http2::Builder::new(Streams(self.streams.clone()));
+        builder
+            .timer(TokioTimer::new())
+            // Who is gone without a word is found out.
+            .keep_alive_interval(self.patience.stall)
+            .keep_alive_timeout(self.patience.head)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(16 * 1024)
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(256 * 1024);
+        builder
     }
 }
 
@@ -338,14 +334,30 @@ where
             request.map(|body| axum::body::Body::new(Arriving::new(body, patience.stall)))
         },
     ));
-    let builder = terms.builder();
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let io = TokioIo::new(stream);
+    let ended = match terms.version {
+        Version::Http1 => {
+            let connection = terms.http1().serve_connection(io, service);
+            let connection = connection.with_upgrades();
+            tokio::pin!(connection);
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
+        }
+        Version::Http2 => {
+            let connection = terms.http2().serve_connection(io, service);
+            tokio::pin!(connection);
+            tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = ended {

@@ -12,11 +12,18 @@ from types import SimpleNamespace
 from cloudinit import helpers
 
 part, url = sys.argv[1:]
-logging.basicConfig(stream=sys.stderr, level=logging.DEBUG)
 paths = helpers.Paths({"cloud_dir": "/nonexistent", "run_dir": "/nonexistent"})
+
+
+def speak_up():
+    """After the imports: cloud-init takes every handler away when it is loaded."""
+    logging.basicConfig(stream=sys.stderr, level=logging.DEBUG, force=True)
+
 
 if part == "phone-home":
     from cloudinit.config import cc_phone_home
+
+    speak_up()
 
     cloud = SimpleNamespace(
         paths=paths,
@@ -28,6 +35,7 @@ if part == "phone-home":
 else:
     from cloudinit.sources import DataSourceEc2
 
+    speak_up()
     config = {"datasource": {"Ec2": {"metadata_urls": [url], "max_wait": 5, "timeout": 5}}}
     source = DataSourceEc2.DataSourceEc2(config, None, paths)
     # What the firmware's strings say on AWS: elsewhere cloud-init asks for no session token.
