@@ -16,7 +16,7 @@ RACK := target/debug/virtual-rack
 SIDE := --workspace --exclude anneal-agent
 
 .PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz bench bench-setup \
-  test-workspace test-agent test-scenarios power-cuts check-format check-lints check-deny advisories
+  test-workspace test-agent test-scenarios test-kubernetes power-cuts check-format check-lints check-deny advisories
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ test-agent: setup
 
 test-scenarios: build netboot ## only the scenarios
 	$(AS_ROOT) cargo test $(SIDE) --test scenarios
+
+test-kubernetes: build ## join tokens against a real kube-apiserver, built by Go from its release; needs etcd-server
+	@scripts/kube-apiserver.sh .cache/kube-apiserver
+	ANNEAL_KUBE_APISERVER=$(CURDIR)/.cache/kube-apiserver $(AS_ROOT) cargo test $(SIDE) --test api -- a_real_api_server
 
 # BENCH='--part serve', --quick and the like; without, docs/performance.md is written.
 BENCH ?=

@@ -27,8 +27,8 @@ pub use ingest::{
     IngestRequest, IngestSource, IngestState, IngestView, OciSource, UploadSource, UrlSource,
 };
 pub use page::{
-    ApiKeyPage, EventPage, ImageKeyPage, ImagePage, IngestPage, MachinePage, Page, RunPage,
-    TokenPage, WorkflowPage,
+    ApiKeyPage, ClusterPage, EventPage, ImageKeyPage, ImagePage, IngestPage, MachinePage, Page,
+    RunPage, TokenPage, WorkflowPage,
 };
 pub use proof::{Evidence, ProofRequest, ProofView};
 pub use render::{CheckOutcome, CheckView, RenderView, RenderedDocument, ValidateView};
@@ -307,13 +307,57 @@ pub struct EventView {
     pub data: serde_json::Value,
 }
 
+/// What only a token for joining a cluster has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct JoinTokenView {
+    /// Cluster that it lets join.
+    pub cluster: String,
+    /// Who made it: `kubernetes`, `exec`, `talos` or `static`.
+    pub issuer: String,
+    /// Its public half, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_id: Option<String>,
+    /// What holds it: a step, or a config URL.
+    pub why: String,
+    /// When it was taken back, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<String>,
+    /// Why it could not be taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A cluster that machines may join, as the settings have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ClusterView {
+    /// Name.
+    pub name: String,
+    /// URL of its API.
+    pub endpoint: String,
+    /// Who makes tokens for it: `kubernetes`, `exec`, `talos` or `static`.
+    pub issuer: String,
+    /// How long a token lives, seconds; absent: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_secs: Option<u64>,
+    /// Whether its issuer could be asked now: `ready`, or what is missing.
+    pub state: String,
+    /// When its secrets were imported, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported_at: Option<String>,
+    /// Whose API key imported them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported_by: Option<String>,
+}
+
 /// A token, without the token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenView {
     /// Id (not the secret).
     pub id: String,
-    /// `boot`, `config`, `phone-home` or `session`.
+    /// `boot`, `config`, `phone-home`, `session` or `join`.
     pub purpose: String,
     /// What a config token serves: a template, or a folder of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -322,15 +366,20 @@ pub struct TokenView {
     pub machine: String,
     /// Run it is bound to.
     pub run: String,
-    /// `live`, `used`, `expired` or `revoked`.
+    /// `live`, `used`, `expired` or `revoked`; of join tokens also `asked` (the issuer has not
+    /// answered), `revoking` (it could not be taken back yet) and `permanent` (it never expires).
     pub state: String,
     /// RFC 3339.
     pub created_at: String,
-    /// RFC 3339.
-    pub expires_at: String,
+    /// RFC 3339; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
     /// RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_at: Option<String>,
+    /// What a join token is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinTokenView>,
 }
 
 /// An API key, without the key.

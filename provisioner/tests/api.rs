@@ -12,10 +12,16 @@ mod daemon;
 mod event_sink;
 #[path = "api/kairos.rs"]
 mod kairos;
+#[path = "api/join.rs"]
+mod join;
+#[path = "api/kube_apiserver.rs"]
+mod kube_apiserver;
 #[path = "api/nodes.rs"]
 mod nodes;
 #[path = "api/render.rs"]
 mod render;
+#[path = "api/scan.rs"]
+mod scan;
 #[path = "api/two_parties.rs"]
 mod two_parties;
 
@@ -34,6 +40,7 @@ async fn nothing_but_boot_health_and_metrics_answers_without_a_key() {
         "events",
         "event-log",
         "tokens",
+        "clusters",
         "images",
         "api-keys",
         "workflows",

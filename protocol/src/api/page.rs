@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApiKeyView, EventView, ImageKeyView, ImageView, MachineView, RunView, TokenView, WorkflowView,
+    ApiKeyView, ClusterView, EventView, ImageKeyView, ImageView, MachineView, RunView, TokenView,
+    WorkflowView,
 };
 
 /// One page of a list.
@@ -29,6 +30,8 @@ pub type WorkflowPage = Page<WorkflowView>;
 pub type EventPage = Page<EventView>;
 /// Tokens.
 pub type TokenPage = Page<TokenView>;
+/// Clusters.
+pub type ClusterPage = Page<ClusterView>;
 /// Images.
 pub type ImagePage = Page<ImageView>;
 /// Ingests.

@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::pki::Pki;
 use crate::settings::Settings;
 use crate::store::Store;
+use crate::token::issuer::Issuers;
 use crate::token::{Configs, Tokens};
 use crate::workflow::{Engine, EngineDeps};
 use crate::{bmc, dhcp, image, render, tftp};
@@ -54,6 +55,8 @@ pub struct SharedParts {
     pub recorder: Recorder,
     /// Tokens.
     pub tokens: Arc<Tokens>,
+    /// Who makes tokens for joining clusters.
+    pub issuers: Arc<Issuers>,
     /// Configuration by URL.
     pub configs: Configs,
     /// Certificates.
@@ -184,7 +187,14 @@ impl App {
             recorder.clone(),
             image::ingest::Limits::new(&settings.images),
         ));
+        let issuers = Arc::new(Issuers::open(
+            &settings.join,
+            state_dir,
+            store.clone(),
+            recorder.clone(),
+        )?);
         let engine = Engine::new(EngineDeps {
+            join: issuers.clone(),
             store: store.clone(),
             recorder: recorder.clone(),
             bmc: bmc.clone(),
@@ -211,6 +221,7 @@ impl App {
         };
         let ca_sha256 = pki.ca_sha256();
         let shared = Shared(Arc::new(SharedParts {
+            issuers,
             configs: Configs::new(tokens.as_ref().clone(), store.clone(), recorder.clone()),
             settings,
             store,
@@ -300,6 +311,9 @@ impl App {
         spawn(&mut tasks, "the workflow engine", async move {
             engine.run(engine_stop).await
         });
+        let issuers = shared.issuers.clone();
+        let revoking = issuers.run(shared.engine.changed(), stop.clone());
+        spawn(&mut tasks, "revoking join tokens", revoking);
         let ingests = shared.ingests.clone().run(stop.clone());
         spawn(&mut tasks, "adding images", ingests);
         let metrics = shared.metrics.clone();

@@ -1,4 +1,4 @@
-//! Password files: which ones may be read, and reading them.
+//! Files with passwords, and with secrets of clusters: which ones may be read, and reading them.
 //!
 //! Owns: the rule that keeps an inventory, which operators write, from naming any file that the
 //! daemon can read: a password file lies in one of the configured directories, is a regular file
@@ -22,48 +22,91 @@ use zeroize::Zeroizing;
 /// Longest password file that is read, bytes.
 const LONGEST_PASSWORD: u64 = 4096;
 
-/// The directories that password files may be in.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PasswordDirs(Vec<PathBuf>);
+/// The directories that files with secrets may be in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PasswordDirs {
+    dirs: Vec<PathBuf>,
+    words: Words,
+}
+
+/// What the files hold and where their directories are set, for refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Words {
+    what: &'static str,
+    setting: &'static str,
+}
+
+const PASSWORDS: Words = Words {
+    what: "password",
+    setting: "password_dirs",
+};
+const CLUSTERS: Words = Words {
+    what: "cluster secret",
+    setting: "join_tokens.secret_dirs",
+};
 
 /// Why there is no password.
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {
     /// The path leads out of the directories.
     #[error(
-        "{} is not in a directory for passwords: expected a file in {dirs}; move it there, or see \
-         `password_dirs` in anneal.yaml",
-        path.display()
+        "{} is not in a directory for {}s: expected a file in {dirs}; move it there, or see \
+         `{}` in anneal.yaml",
+        path.display(), words.what, words.setting
     )]
     Outside {
         /// The path as it was given.
         path: PathBuf,
         /// The directories, for people.
         dirs: String,
+        /// What it should hold.
+        words: Words,
     },
     /// The file cannot be opened or read.
-    #[error("cannot read the password from {}; create the file, readable for the daemon", path.display())]
+    #[error("cannot read the {} from {}; create the file, readable for the daemon", words.what, path.display())]
     Unreadable {
         /// The path as it was given.
         path: PathBuf,
+        /// What it should hold.
+        words: Words,
         /// Why.
         source: io::Error,
     },
     /// The file does not hold a password.
-    #[error("password file {} is {problem}", path.display())]
+    #[error("{} file {} is {problem}", words.what, path.display())]
     Bad {
         /// The path as it was given.
         path: PathBuf,
+        /// What it should hold.
+        words: Words,
         /// What it is instead.
-        problem: &'static str,
+        problem: String,
     },
 }
 
+impl Default for PasswordDirs {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
 impl PasswordDirs {
-    /// Exactly these directories; they need not exist yet.
+    /// Exactly these directories for passwords; they need not exist yet.
     #[must_use]
     pub fn new(dirs: Vec<PathBuf>) -> Self {
-        Self(dirs)
+        Self {
+            dirs,
+            words: PASSWORDS,
+        }
+    }
+
+    /// Exactly these directories for secrets of clusters; they need not exist yet.
+    #[must_use]
+    pub fn for_clusters(dirs: Vec<PathBuf>) -> Self {
+        Self {
+            dirs,
+            words: CLUSTERS,
+        }
     }
 
     /// Refuses a path that leads out of the directories. The file itself may not exist yet.
@@ -74,10 +117,7 @@ impl PasswordDirs {
         if self.hold(&destination(path)) {
             return Ok(());
         }
-        Err(PasswordError::Outside {
-            path: path.to_owned(),
-            dirs: self.to_string(),
-        })
+        Err(self.outside(path))
     }
 
     /// Reads the password at the moment it is needed, so that a rotated one counts at once. One
@@ -87,26 +127,39 @@ impl PasswordDirs {
     /// When the path leads out of the directories, or the file cannot be read or holds something
     /// else than one line.
     pub async fn read(&self, path: &Path) -> Result<Zeroizing<String>, PasswordError> {
-        let (dirs, path) = (self.clone(), path.to_owned());
-        let given = path.clone();
-        tokio::task::spawn_blocking(move || dirs.read_now(&path))
-            .await
-            .map_err(|error| PasswordError::Unreadable {
-                path: given,
-                source: io::Error::other(error),
-            })?
+        let text = self.read_text(path, LONGEST_PASSWORD).await?;
+        let bad = |problem| self.bad(path, problem);
+        let password = text.strip_suffix('\n').unwrap_or(&text);
+        let password = password.strip_suffix('\r').unwrap_or(password);
+        if password.is_empty() {
+            return Err(bad("empty".to_owned()));
+        }
+        if password.contains(['\n', '\r', '\0']) {
+            return Err(bad("not a single line".to_owned()));
+        }
+        Ok(Zeroizing::new(password.to_owned()))
     }
 
-    fn read_now(&self, path: &Path) -> Result<Zeroizing<String>, PasswordError> {
+    /// Reads a text of at most `longest` bytes, at the moment it is needed.
+    ///
+    /// # Errors
+    /// When the path leads out of the directories, or the file cannot be read, is longer or is
+    /// not text.
+    pub async fn read_text(
+        &self,
+        path: &Path,
+        longest: u64,
+    ) -> Result<Zeroizing<String>, PasswordError> {
+        let (dirs, owned) = (self.clone(), path.to_owned());
+        tokio::task::spawn_blocking(move || dirs.read_now(&owned, longest))
+            .await
+            .map_err(|error| self.unreadable(path, io::Error::other(error)))?
+    }
+
+    fn read_now(&self, path: &Path, longest: u64) -> Result<Zeroizing<String>, PasswordError> {
         self.check(path)?;
-        let unreadable = |source| PasswordError::Unreadable {
-            path: path.to_owned(),
-            source,
-        };
-        let bad = |problem| PasswordError::Bad {
-            path: path.to_owned(),
-            problem,
-        };
+        let unreadable = |source| self.unreadable(path, source);
+        let bad = |problem| self.bad(path, problem);
         // Non-blocking: a pipe in the place of a file must not hold us up.
         let file = File::options()
             .read(true)
@@ -115,31 +168,46 @@ impl PasswordDirs {
             .map_err(unreadable)?;
         let opened = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
         if !self.hold(&opened.map_err(unreadable)?) {
-            return Err(PasswordError::Outside {
-                path: path.to_owned(),
-                dirs: self.to_string(),
-            });
+            return Err(self.outside(path));
         }
         if !file.metadata().map_err(unreadable)?.is_file() {
-            return Err(bad("not a regular file"));
+            return Err(bad("not a regular file".to_owned()));
         }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_PASSWORD as usize + 1));
-        file.take(LONGEST_PASSWORD + 1)
+        // Room for all of it: what a growing buffer leaves behind is not wiped.
+        let room = usize::try_from(longest).unwrap_or(usize::MAX - 1) + 1;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+        file.take(longest + 1)
             .read_to_end(&mut bytes)
             .map_err(unreadable)?;
-        if bytes.len() as u64 > LONGEST_PASSWORD {
-            return Err(bad("longer than 4096 bytes"));
+        if bytes.len() as u64 > longest {
+            return Err(bad(format!("longer than {longest} bytes")));
         }
-        let text = std::str::from_utf8(&bytes).map_err(|_| bad("not text"))?;
-        let password = text.strip_suffix('\n').unwrap_or(text);
-        let password = password.strip_suffix('\r').unwrap_or(password);
-        if password.is_empty() {
-            return Err(bad("empty"));
+        let text = std::str::from_utf8(&bytes).map_err(|_| bad("not text".to_owned()))?;
+        Ok(Zeroizing::new(text.to_owned()))
+    }
+
+    fn outside(&self, path: &Path) -> PasswordError {
+        PasswordError::Outside {
+            path: path.to_owned(),
+            dirs: self.to_string(),
+            words: self.words,
         }
-        if password.contains(['\n', '\r', '\0']) {
-            return Err(bad("not a single line"));
+    }
+
+    fn unreadable(&self, path: &Path, source: io::Error) -> PasswordError {
+        PasswordError::Unreadable {
+            path: path.to_owned(),
+            words: self.words,
+            source,
         }
-        Ok(Zeroizing::new(password.to_owned()))
+    }
+
+    fn bad(&self, path: &Path, problem: String) -> PasswordError {
+        PasswordError::Bad {
+            path: path.to_owned(),
+            words: self.words,
+            problem,
+        }
     }
 
     /// Whether a path without links and `..` is below one of the directories.
@@ -147,7 +215,7 @@ impl PasswordDirs {
         path.is_absolute()
             && !path.components().any(|part| part == Component::ParentDir)
             && self
-                .0
+                .dirs
                 .iter()
                 .map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.clone()))
                 .any(|dir| path != dir && path.starts_with(dir))
@@ -156,7 +224,7 @@ impl PasswordDirs {
 
 impl std::fmt::Display for PasswordDirs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (n, dir) in self.0.iter().enumerate() {
+        for (n, dir) in self.dirs.iter().enumerate() {
             let before = if n == 0 { "" } else { " or " };
             write!(f, "{before}{}", dir.display())?;
         }

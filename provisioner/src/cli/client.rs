@@ -226,6 +226,16 @@ impl Client {
         self.send(self.request(Method::GET, path, &[])).await
     }
 
+    /// `PUT` of a text in place of another.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn put_text(&self, path: &[&str], text: &str) -> anyhow::Result<Response> {
+        let request = self.request(Method::PUT, path, &[]);
+        let request = request.header("content-type", "application/yaml");
+        self.write(request.body(text.to_owned())).await
+    }
+
     /// `PUT` without a body: sets a mark.
     ///
     /// # Errors

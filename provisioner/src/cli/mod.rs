@@ -13,6 +13,7 @@ mod apply;
 mod attestation;
 mod audit;
 mod client;
+mod cluster;
 mod config;
 mod context;
 mod event;
@@ -89,6 +90,9 @@ enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(image::Command),
+    /// Clusters that machines join; import secrets of Talos clusters
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Look at one-use tokens (never the secret)
     #[command(subcommand)]
     Token(token::Command),
@@ -149,6 +153,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(command) => call(context, |c| run::run(c, command, output)),
         Command::Workflow(command) => call(context, |c| workflow::run(c, command, output)),
         Command::Image(command) => call(context, |c| image::run(c, command, output)),
+        Command::Cluster(command) => call(context, |c| cluster::run(c, command, output)),
         Command::Token(command) => call(context, |c| token::run(c, command, output)),
         Command::Event(command) => call(context, |c| event::run(c, command, output)),
         Command::ApiKey(command) => call(context, |c| api_key::run(c, command, output)),

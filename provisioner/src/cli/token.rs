@@ -29,14 +29,17 @@ pub async fn run(client: Client, command: Command, format: Format) -> anyhow::Re
             "ID", "PURPOSE", "FOR", "MACHINE", "STATE", "CREATED", "EXPIRES", "USED", "RUN",
         ]);
         for token in tokens {
+            // What a join token is for: its cluster, and what holds it.
+            let join = token.join.as_ref();
+            let join = join.map(|join| format!("{}: {}", join.cluster, join.why));
             table.row([
                 token.id.as_str(),
                 &token.purpose,
-                cell(token.subject.as_deref()),
+                cell(join.as_deref().or(token.subject.as_deref())),
                 &token.machine,
                 &token.state,
                 &token.created_at,
-                &token.expires_at,
+                token.expires_at.as_deref().unwrap_or("never"),
                 cell(token.used_at.as_deref()),
                 &token.run,
             ]);

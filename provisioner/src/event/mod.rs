@@ -69,6 +69,15 @@ pub mod kind {
     pub const BOOT_DEVICE: &str = "bmc.boot-device";
     /// A document was fetched by its config URL; `data.document`, `data.address`, `data.again`.
     pub const CONFIG_SERVED: &str = "config.served";
+    /// A text that is on its way to a machine holds a token for joining a cluster;
+    /// `data.cluster`, `data.why`, `data.expires_at`.
+    pub const JOIN_ISSUED: &str = "join.issued";
+    /// An issuer made no token; `data.cluster`, `data.reason`.
+    pub const JOIN_FAILED: &str = "join.failed";
+    /// A token for joining was taken back.
+    pub const JOIN_REVOKED: &str = "join.revoked";
+    /// A token for joining could not be taken back, and that is tried again; `data.reason`.
+    pub const JOIN_UNREVOKED: &str = "join.unrevoked";
     /// Somebody used a token that they should not have.
     pub const TOKEN_ALARM: &str = "token.alarm";
     /// The stored events do not follow from each other: somebody changed them.

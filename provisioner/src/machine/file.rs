@@ -97,6 +97,25 @@ impl Inventory {
         Ok(())
     }
 
+    /// Refuses clusters that machines cannot join, as `check` says.
+    ///
+    /// # Errors
+    /// The first machine with such a cluster, with the place of its name and the reason.
+    pub fn check_clusters(
+        &self,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Result<(), YamlError> {
+        for described in &self.machines {
+            if let Some(cluster) = described.machine.cluster() {
+                check(cluster).map_err(|told| {
+                    let told = format!("`cluster`: {told}");
+                    YamlError::at(&described.file, described.name_at, told)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses password files that the daemon may not read, as `check` says.
     ///
     /// # Errors

@@ -69,6 +69,12 @@ pub struct Bmc {
 }
 
 impl Machine {
+    /// The cluster that it joins.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        self.config.cluster.as_deref()
+    }
+
     /// The card it boots over.
     #[must_use]
     pub fn boot_nic(&self) -> Option<&Nic> {

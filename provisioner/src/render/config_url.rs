@@ -12,7 +12,7 @@ use minijinja::value::{Kwargs, Object, Value};
 use minijinja::{Error, ErrorKind, State};
 use serde::{Deserialize, Serialize};
 
-use super::context::{PHONE_HOME, ROOTS};
+use super::context::ROOTS;
 use super::origin::{self, ORIGINS};
 use super::{DEPTH, MAX_DEPTH};
 use crate::yaml::unknown_word;
@@ -60,8 +60,9 @@ pub(super) struct Urls {
     wanted: Mutex<BTreeSet<ConfigRef>>,
     /// What was rendered to see whether it can be; shared with the templates behind URLs.
     checked: Arc<Mutex<BTreeSet<ConfigRef>>>,
-    /// `phone_home` for the templates behind URLs: notes there that its token is used.
-    phone_home: Value,
+    /// Variables that are others for the templates behind URLs: there they note that a secret is
+    /// used, which is made when the URL is fetched.
+    behind: Vec<(&'static str, Value)>,
 }
 
 // Not derived: it would print secrets.
@@ -77,14 +78,14 @@ impl Urls {
     pub(super) fn new(
         base: ConfigBase,
         secrets: Option<BTreeMap<ConfigRef, String>>,
-        phone_home: Value,
+        behind: Vec<(&'static str, Value)>,
     ) -> Arc<Self> {
         Arc::new(Self {
             base,
             secrets,
             wanted: Mutex::default(),
             checked: Arc::default(),
-            phone_home,
+            behind,
         })
     }
 
@@ -95,8 +96,14 @@ impl Urls {
             secrets: None,
             wanted: Mutex::default(),
             checked: self.checked.clone(),
-            phone_home: self.phone_home.clone(),
+            behind: self.behind.clone(),
         })
+    }
+
+    /// The same with more variables for the templates behind URLs.
+    pub(super) fn with_behind(&self, more: Vec<(&'static str, Value)>) -> Arc<Self> {
+        let behind = self.behind.iter().cloned().chain(more).collect();
+        Self::new(self.base.clone(), self.secrets.clone(), behind)
     }
 
     /// The same with another base and other secrets.
@@ -105,7 +112,7 @@ impl Urls {
         base: ConfigBase,
         secrets: Option<BTreeMap<ConfigRef, String>>,
     ) -> Arc<Self> {
-        Self::new(base, secrets, self.phone_home.clone())
+        Self::new(base, secrets, self.behind.clone())
     }
 
     pub(super) fn wanted(&self) -> BTreeSet<ConfigRef> {
@@ -246,16 +253,19 @@ fn check(state: &State, urls: &Urls, template: &str) -> Result<(), Error> {
             "`config_url` leads to itself, or through more than {MAX_DEPTH} templates"
         )));
     }
-    let variables = ROOTS
+    let others = urls.behind.iter();
+    let others = others.map(|(root, value)| ((*root).to_owned(), value.clone()));
+    // The later ones count.
+    let variables: BTreeMap<String, Value> = ROOTS
         .iter()
-        .filter(|root| ![PHONE_HOME, URLS, ORIGINS].contains(*root))
         .filter_map(|root| Some(((*root).to_owned(), state.lookup(root)?)))
+        .chain(others)
         .chain([
-            (PHONE_HOME.to_owned(), urls.phone_home.clone()),
             (URLS.to_owned(), urls.behind()),
             (ORIGINS.to_owned(), origin::value()),
             (DEPTH.to_owned(), Value::from(depth + 1)),
-        ]);
+        ])
+        .collect();
     let variables = Value::from_pairs(variables);
     state.env().get_template(template)?.render(variables)?;
     Ok(())

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config_url::{ConfigBase, ConfigRef, URLS, Urls};
 use super::facts;
+use super::join::{self, CLUSTER, ClusterFacts, JOIN, JoinSecrets, JoinUse, JoinWanted, TALOS};
 use super::origin::{self, ORIGINS};
 use crate::machine::Machine;
 
@@ -26,7 +27,8 @@ const EVENT_SINK: &str = "event_sink";
 
 /// Names at the top of every context.
 pub(super) const ROOTS: &[&str] = &[
-    "machine", "image", "run", "server", PHONE_HOME, EVENT_SINK, URLS, ORIGINS,
+    "machine", "image", "run", "server", PHONE_HOME, EVENT_SINK, CLUSTER, JOIN, TALOS, URLS,
+    ORIGINS,
 ];
 
 /// Every dotted variable that a template may use; a trailing `.*` means: anything below.
@@ -76,6 +78,17 @@ pub fn known_variables() -> &'static [&'static str] {
         "phone_home.token",
         "event_sink",
         "event_sink.endpoint",
+        "cluster",
+        "cluster.name",
+        "cluster.endpoint",
+        "cluster.host",
+        "join",
+        "join.token",
+        "join.token_id",
+        "join.expires_at",
+        "join.ca_pem",
+        "join.ca_hash",
+        "talos.*",
         "render",
         "config_url",
         "metadata_url",
@@ -121,6 +134,8 @@ pub struct Wanted {
     pub phone_home: bool,
     /// Config URLs.
     pub configs: BTreeSet<ConfigRef>,
+    /// What joining the cluster takes.
+    pub join: JoinWanted,
 }
 
 /// The variables of one rendering.
@@ -130,6 +145,8 @@ pub struct Context {
     roots: BTreeMap<&'static str, Value>,
     token_used: Arc<AtomicBool>,
     token_behind_url: Arc<AtomicBool>,
+    join_used: Arc<JoinUse>,
+    join_behind_url: Arc<JoinUse>,
     urls: Arc<Urls>,
 }
 
@@ -157,7 +174,7 @@ impl Context {
             plain: None,
             metadata: None,
         };
-        let urls = Urls::new(base, None, watch(&token_behind_url));
+        let urls = Urls::new(base, None, vec![(PHONE_HOME, watch(&token_behind_url))]);
         let mut roots = BTreeMap::from([
             ("machine", Value::from(Serde(facts::machine(machine)))),
             ("run", Value::from(Serde(serde_json::json!({ "id": run })))),
@@ -181,8 +198,29 @@ impl Context {
             roots,
             token_used,
             token_behind_url,
+            join_used: Arc::default(),
+            join_behind_url: Arc::default(),
             urls,
         }
+    }
+
+    /// With the cluster that the machine joins, if it does, and these secrets of it; redacted
+    /// without.
+    #[must_use]
+    pub fn with_cluster(
+        mut self,
+        facts: Option<&ClusterFacts>,
+        secrets: Option<&JoinSecrets>,
+    ) -> Self {
+        if let Some(facts) = facts {
+            self.roots
+                .extend(join::variables(facts, secrets, &self.join_used));
+            let behind = join::variables(facts, None, &self.join_behind_url);
+            self.urls = self.urls.with_behind(behind);
+            let urls = Value::from_dyn_object(self.urls.clone());
+            self.roots.insert(URLS, urls);
+        }
+        self
     }
 
     /// With config URLs that lead to `base`, with these secrets in them; redacted without.
@@ -236,12 +274,20 @@ impl Context {
         self.token_used() || self.token_behind_url.load(Ordering::Relaxed)
     }
 
+    /// Whether a text rendered with this context, or one behind a config URL in it, has secrets of
+    /// the cluster.
+    #[must_use]
+    pub fn join_promised(&self) -> bool {
+        self.join_used.wanted().any() || self.join_behind_url.wanted().any()
+    }
+
     /// Which secrets renderings with this context used.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
         Wanted {
             phone_home: self.token_used(),
             configs: self.urls.wanted(),
+            join: self.join_used.wanted(),
         }
     }
 }

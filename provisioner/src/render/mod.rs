@@ -16,6 +16,7 @@ mod error;
 mod facts;
 pub mod family;
 pub mod ignition;
+mod join;
 mod origin;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehav
 pub use config_url::{ConfigBase, ConfigRef, MetadataBase, SEED};
 pub use context::{Context, ImageFacts, PhoneHome, REDACTED, Wanted, known_variables};
 pub use error::RenderError;
+pub use join::{ClusterFacts, JoinSecrets, JoinWanted};
 
 /// The built-in data folders, listed by `build.rs`.
 pub(crate) mod data {

@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 
+use super::clusters::{ClusterFile, JoinTokensFile};
 use crate::yaml::Spanned;
 
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +27,8 @@ pub(super) struct SettingsFile {
     pub metadata: Option<MetadataFile>,
     pub images: Option<ImagesFile>,
     pub events: Option<EventsFile>,
+    pub clusters: Vec<ClusterFile>,
+    pub join_tokens: Option<JoinTokensFile>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -182,6 +182,11 @@ impl Merge<'_> {
         let metadata = self.metadata(raw.metadata.unwrap_or_default(), address, &taken)?;
         Ok(Settings {
             password_dirs: self.password_dirs(raw.password_dirs, &state_dir)?,
+            join: self.join(
+                raw.clusters,
+                raw.join_tokens.unwrap_or_default(),
+                &state_dir,
+            )?,
             state_dir,
             netboot_dir: path("--netboot-dir", flags.netboot_dir.as_ref(), raw.netboot_dir)
                 .unwrap_or_else(|| self.installed_netboot_dir()),
@@ -319,9 +324,17 @@ impl Merge<'_> {
     }
 
     pub(super) fn in_file<T: ToString>(&self, value: &Spanned<T>) -> Given {
-        let at = value.referenced;
         Given {
             text: value.value.to_string(),
+            ..self.place(value)
+        }
+    }
+
+    /// Where a value that is no text is, for refusals.
+    pub(super) fn place<T>(&self, value: &Spanned<T>) -> Given {
+        let at = value.referenced;
+        Given {
+            text: String::new(),
             from: format!("{}:{}:{}", self.name, at.line(), at.column()),
             directory: self.directory.clone(),
         }

@@ -250,6 +250,7 @@ fn the_reference_file_tells_the_defaults() {
     );
     assert!(settings.event_sink.take().is_some());
     assert!(settings.metadata.take().is_some());
+    assert_eq!(std::mem::take(&mut settings.join.clusters).len(), 1);
     assert!(!std::mem::take(&mut settings.images.trusted_keys).is_empty());
     assert!(settings.images.limits.per_machine.take().is_some());
     assert!(settings.images.limits.total.take().is_some());
@@ -288,6 +289,11 @@ fn the_reference_file_tells_the_defaults() {
         "  allow_local_sources",
         "  upload_patience",
         "plain_config_urls",
+        "clusters",
+        "join_tokens",
+        "  max_ttl",
+        "  allow_static",
+        "  secret_dirs",
         "  enabled",
         "  pool",
         "  serve_unknown",

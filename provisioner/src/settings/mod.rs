@@ -5,6 +5,7 @@
 //!
 //! Not here: the flags' names and help (`cli::serve`), and opening sockets (`app`).
 
+mod clusters;
 mod file;
 mod images;
 pub mod interface;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use crate::machine::Cidr;
 use crate::yaml::YamlError;
 
+pub use clusters::{Access, ClusterSettings, IssuerSettings, JoinSettings, PLACEHOLDERS};
 pub use images::ImageSettings;
 pub use merge::{Host, merge};
 
@@ -140,6 +142,8 @@ pub struct Settings {
     pub images: ImageSettings,
     /// How many events are kept.
     pub events: EventSettings,
+    /// Clusters that machines may join.
+    pub join: JoinSettings,
 }
 
 /// Where the metadata service is.

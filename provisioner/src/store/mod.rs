@@ -12,6 +12,7 @@ mod events;
 mod facts;
 mod image_care;
 mod images;
+mod join_tokens;
 mod leases;
 mod machines;
 mod migrations;
@@ -27,6 +28,7 @@ use sqlx::{Connection as _, Sqlite, SqlitePool, Transaction};
 
 pub use api_keys::{ApiKeyRecord, StoredAnswer};
 pub use events::{EventRow, Sighting};
+pub use join_tokens::ClusterSecrets;
 pub use leases::{Lease, LeaseChange, LeaseState};
 pub use machines::{ApplyError, HistoryRow, MachineRow};
 pub use run_machine::MachineChange;

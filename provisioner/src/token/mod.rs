@@ -12,6 +12,7 @@
 //! anybody else is a replay.
 
 mod config;
+pub mod issuer;
 mod judge;
 mod redeem;
 

@@ -6,17 +6,19 @@
 use std::time::Duration;
 
 use anneal_protocol::agent::{
-    AgentAction, Next, NextRequest, Order, OrderId, Outcome, Report, ReportAck, StepResult,
+    AgentAction, FailureCode, Next, NextRequest, Order, OrderId, Outcome, Report, ReportAck,
+    StepFailure, StepResult,
 };
 
 use super::driver::{Engine, EngineError, Heard, TRIES, lock, too_busy};
 use super::engine::{self, Change, ResultVerdict};
 use super::inputs::{self, Inputs};
 use super::run::{Presence, Snapshot};
-use super::secrets::Secrets;
+use super::secrets::{Destination, Secrets};
 use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::store::StoreError;
+use crate::token::issuer::IssueError;
 
 /// Pause of an agent that has nothing to do.
 const WAIT_MS: u64 = 1_000;
@@ -157,7 +159,13 @@ impl Engine {
                             // How far an earlier attempt was says nothing about this one.
                             lock(&self.inner.progress).remove(&(s.run.id.clone(), idx));
                         }
-                        return self.write_order(&s, idx).await;
+                        match self.write_order(&s, idx).await {
+                            Err(EngineError::Issuer(error)) => {
+                                self.not_issued(&s, idx, &request.boot_id, &error).await?;
+                                continue;
+                            }
+                            order => return order,
+                        }
                     }
                 }
                 Err(change) => {
@@ -196,7 +204,13 @@ impl Engine {
                 .map_err(|e| internal(anyhow::Error::new(e)))
         };
         let (_, wanted) = render(&Secrets::redacted())?;
-        let secrets = self.mint(s, &wanted).await?;
+        let why = format!("step {} `{}`", idx + 1, s.steps[idx].name);
+        let destination = Destination {
+            why: &why,
+            // The agent that asks again does not have the order before.
+            replaces: true,
+        };
+        let secrets = self.mint(s, &wanted, destination).await?;
         let (inputs, _) = render(&secrets)?;
         let Inputs::Agent(mut action) = inputs else {
             return Err(internal(anyhow::anyhow!("step {idx} is not the agent's")));
@@ -214,6 +228,37 @@ impl Engine {
             action: *action,
             timeout_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         })))
+    }
+
+    /// Ends an attempt whose order cannot be written, because there is no token for joining: the
+    /// step's rules say whether there is another.
+    async fn not_issued(
+        &self,
+        s: &Snapshot,
+        idx: usize,
+        boot_id: &str,
+        error: &IssueError,
+    ) -> Result<(), EngineError> {
+        let result = StepResult {
+            order: OrderId {
+                run: s.run.id.clone(),
+                step: u32::try_from(idx).unwrap_or(u32::MAX),
+                attempt: s.steps[idx].attempt,
+            },
+            boot_id: boot_id.to_owned(),
+            outcome: Outcome::Failed(StepFailure {
+                code: FailureCode::Server,
+                message: error.to_string(),
+                retryable: error.retryable(),
+            }),
+        };
+        self.change(&s.run.id, |s| {
+            Ok(match engine::apply_result(s, &result, None, now()) {
+                ResultVerdict::Apply(change) => Some(*change),
+                ResultVerdict::Ignore => None,
+            })
+        })
+        .await
     }
 
     /// Takes progress and log lines. Says whether the attempt is still wanted.

@@ -14,6 +14,7 @@ use crate::event::Recorder;
 use crate::image::{Catalog, ImageError};
 use crate::render::{ImageFacts, MetadataBase, Renderer};
 use crate::store::Store;
+use crate::token::issuer::Issuers;
 use crate::token::{Mint, Purpose, Tokens};
 
 /// A boxed future.
@@ -32,6 +33,8 @@ pub struct EngineDeps {
     pub renderer: Arc<Renderer>,
     /// Tokens for nodes.
     pub tokens: Arc<dyn TokenSource>,
+    /// Tokens with which machines join clusters.
+    pub join: Arc<Issuers>,
     /// Images.
     pub images: Arc<dyn ImageSource>,
     /// Folder of workflows that come before the built-in ones.

@@ -17,13 +17,14 @@ use super::engine::{self, Change, Command, Decision, Done, Waiting, decide};
 use super::library::Library;
 use super::run::{Boot, Presence, RunPlan, RunRow, RunState, Snapshot};
 use super::secrets::Secrets;
-use super::start::{Material, Prepared, StartError, StartRun, needs_image, only_audits, prepare};
+use super::start::{Material, Prepared, StartError, StartRun, needs_image, only_audits};
 use super::{library, record};
 use crate::attestation;
 use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::machine::apply::needed_by_run;
 use crate::store::{MachineChange, OnDisk, StoreError};
+use crate::token::issuer::IssueError;
 
 /// How often a change that somebody else made first is tried again.
 pub(super) const TRIES: usize = 50;
@@ -64,6 +65,9 @@ pub enum EngineError {
     /// The run is in a state that does not allow it.
     #[error("{0}")]
     NotNow(String),
+    /// There is no token for joining the cluster.
+    #[error(transparent)]
+    Issuer(IssueError),
     /// Something else failed that should not.
     #[error("the workflow engine failed")]
     Internal(#[source] anyhow::Error),
@@ -72,7 +76,8 @@ pub enum EngineError {
 impl EngineError {
     /// Whether nothing was stored because there is no room.
     pub(super) fn is_out_of_space(&self) -> bool {
-        matches!(self, Self::Store(error) if error.is_out_of_space())
+        matches!(self, Self::Store(error) | Self::Issuer(IssueError::Store(error))
+            if error.is_out_of_space())
     }
 }
 
@@ -170,14 +175,6 @@ impl Engine {
         Ok(id)
     }
 
-    pub(super) async fn prepare(
-        &self,
-        request: &StartRun,
-        run: &str,
-    ) -> Result<Prepared, StartError> {
-        prepare(self.material(request, run).await?)
-    }
-
     /// What a plan is made from, as it is now; secrets redacted.
     pub(super) async fn material(
         &self,
@@ -216,6 +213,7 @@ impl Engine {
                     .ok_or_else(|| StartError::ImageMissing(reference.to_owned()))?,
             ),
         };
+        self.known_cluster(&row.machine)?;
         let context = self.context(&row.machine, image.as_ref(), run, &Secrets::redacted());
         Ok(Material {
             machine: row.machine,
@@ -431,7 +429,7 @@ impl Engine {
 
     /// Applies a change that is computed from the run as it is, however often somebody else is
     /// faster.
-    async fn change(
+    pub(super) async fn change(
         &self,
         run: &str,
         make: impl Fn(&Snapshot) -> Result<Option<Change>, EngineError>,

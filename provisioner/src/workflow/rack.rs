@@ -23,8 +23,10 @@ use crate::bmc::{BmcControl, BmcFailure, BmcFuture, BootDevice, PowerAction, Pow
 use crate::event::{self, Event, Recorder, kind};
 use crate::machine::Bmc;
 use crate::render::{ImageFacts, Renderer};
+use crate::settings::JoinSettings;
 use crate::store::Store;
 use crate::token::Mint;
+use crate::token::issuer::Issuers;
 
 pub(super) const MACHINE: &str = "r1n1";
 const SHA: &str = "aa11";
@@ -444,7 +446,9 @@ pub(super) struct Rack {
     pub(super) store: Store,
     /// How long its daemons let an agent be silent.
     pub(super) silence: Duration,
-    dir: tempfile::TempDir,
+    /// Clusters that its daemons know.
+    pub(super) join: JoinSettings,
+    pub(super) dir: tempfile::TempDir,
     life: tokio::task::JoinHandle<()>,
     daemon: Option<(
         CancellationToken,
@@ -482,6 +486,7 @@ impl Rack {
             world,
             store,
             silence: Duration::from_secs(30),
+            join: JoinSettings::default(),
             dir,
             life,
             daemon: None,
@@ -503,6 +508,15 @@ impl Rack {
             bmc: Arc::new(Bmcs(self.world.clone())),
             renderer: Arc::new(Renderer::from_sources(templates).unwrap()),
             tokens: self.world.clone(),
+            join: Arc::new(
+                Issuers::open(
+                    &self.join,
+                    self.dir.path(),
+                    self.store.clone(),
+                    recorder.clone(),
+                )
+                .unwrap(),
+            ),
             images: self.world.clone(),
             workflows_dir: Some(self.dir.path().to_owned()),
             agent_silence: self.silence,

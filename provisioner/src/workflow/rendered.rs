@@ -21,6 +21,20 @@ pub enum Shown {
 }
 
 impl Engine {
+    /// Prepares a run of what is there now.
+    pub(super) async fn prepare(
+        &self,
+        request: &StartRun,
+        run: &str,
+    ) -> Result<Prepared, StartError> {
+        let material = self.material(request, run).await?;
+        let (machine, context) = (material.machine.clone(), material.context.clone());
+        let mut prepared = prepare(material)?;
+        let warnings = self.ready_to_join(&machine, &context).await?;
+        prepared.shown.warnings.extend(warnings);
+        Ok(prepared)
+    }
+
     /// The daemon's TLS address for machines.
     #[must_use]
     pub fn server_url(&self) -> &str {

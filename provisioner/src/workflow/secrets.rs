@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use super::driver::{Engine, EngineError};
 use super::run::Snapshot;
+use super::start::StartError;
 use crate::clock::now;
 use crate::machine::Machine;
 use crate::render::{
-    ConfigBase, ConfigRef, Context, ImageFacts, PhoneHome, REDACTED, SEED, Wanted,
+    ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED, SEED, Wanted,
 };
+use crate::token::issuer;
 use crate::token::{Mint, Purpose, TokenRecord};
 
 /// How much longer than its run a phone-home token lives: a node needs that long to boot.
@@ -23,6 +25,15 @@ const AFTER_THE_RUN: Duration = Duration::from_secs(300);
 pub(super) struct Secrets {
     phone_home: Option<String>,
     configs: Option<BTreeMap<ConfigRef, String>>,
+    join: Option<JoinSecrets>,
+}
+
+/// What a text with secrets is for.
+pub(super) struct Destination<'a> {
+    /// For people: a step, or a config URL.
+    pub why: &'a str,
+    /// A text that was rendered for the same end before is in nobody's hands.
+    pub replaces: bool,
 }
 
 impl Secrets {
@@ -42,6 +53,7 @@ impl Secrets {
         Self {
             phone_home: Some(PLACEHOLDER.to_owned()),
             configs: Some(wanted.configs.iter().map(secret).collect()),
+            join: Some(JoinSecrets::placeholders()),
         }
     }
 }
@@ -66,6 +78,7 @@ impl Engine {
             plain: deps.plain_config_url.clone(),
             metadata: deps.metadata_url.clone(),
         };
+        let cluster = machine.cluster().and_then(|name| deps.join.facts(name));
         Context::new(
             machine,
             image,
@@ -74,12 +87,49 @@ impl Engine {
             &deps.ca_pem,
             phone_home,
         )
+        .with_cluster(cluster.as_ref(), secrets.join.as_ref())
         .with_configs(base, secrets.configs.clone())
         .with_event_sink(deps.event_sink.as_deref())
     }
 
+    /// Refuses a machine that joins a cluster which nobody knows.
+    ///
+    /// # Errors
+    /// Names the known ones.
+    pub(super) fn known_cluster(&self, machine: &Machine) -> Result<(), StartError> {
+        let Some(name) = machine.cluster() else {
+            return Ok(());
+        };
+        match self.inner.deps.join.cluster(name) {
+            Ok(_) => Ok(()),
+            Err(told) => Err(StartError::Refused(vec![told])),
+        }
+    }
+
+    /// Whether the machine's cluster can be joined: its issuer could be asked, if a text that was
+    /// rendered with `context` will want it to be. Gives what to know before saying yes.
+    ///
+    /// # Errors
+    /// When something of the issuer is missing.
+    pub(super) async fn ready_to_join(
+        &self,
+        machine: &Machine,
+        context: &Context,
+    ) -> Result<Vec<String>, StartError> {
+        let Some(name) = machine.cluster().filter(|_| context.join_promised()) else {
+            return Ok(Vec::new());
+        };
+        let ready = self.inner.deps.join.ready(name).await;
+        ready.map_err(|told| StartError::Refused(vec![told]))
+    }
+
     /// Makes the tokens that a rendering wants.
-    pub(super) async fn mint(&self, s: &Snapshot, wanted: &Wanted) -> Result<Secrets, EngineError> {
+    pub(super) async fn mint(
+        &self,
+        s: &Snapshot,
+        wanted: &Wanted,
+        destination: Destination<'_>,
+    ) -> Result<Secrets, EngineError> {
         let tokens = &self.inner.deps.tokens;
         let mint = |purpose: Purpose, ttl: Duration| Mint {
             purpose,
@@ -92,7 +142,19 @@ impl Engine {
         let mut secrets = Secrets {
             phone_home: None,
             configs: Some(BTreeMap::new()),
+            join: None,
         };
+        if let (Some(cluster), true) = (s.plan.machine.cluster(), wanted.join.any()) {
+            let request = issuer::Request {
+                cluster,
+                machine: &s.run.machine,
+                run: &s.run.id,
+                why: destination.why,
+                replaces: destination.replaces,
+            };
+            let issued = self.inner.deps.join.issue(request, wanted.join).await;
+            secrets.join = Some(issued.map_err(EngineError::Issuer)?);
+        }
         if wanted.phone_home {
             // Good as long as the run may take, and a little longer than the node needs.
             let ttl = s.run.deadline.since(now()) + AFTER_THE_RUN;
@@ -133,7 +195,13 @@ impl Engine {
         };
         let redacted = context(&Secrets::redacted());
         renderer.render(&template, &redacted)?;
-        let secrets = self.mint(&s, &redacted.wanted()).await?;
+        let why = format!("config URL {template}");
+        let destination = Destination {
+            why: &why,
+            // The machine may have the one before.
+            replaces: false,
+        };
+        let secrets = self.mint(&s, &redacted.wanted(), destination).await?;
         Ok(Some(renderer.render(&template, &context(&secrets))?))
     }
 

@@ -9,7 +9,7 @@ use anneal_protocol::cmdline::Boot;
 use provisioner::app::{App, Shared};
 use provisioner::image::{Findings, ImageError, SealRequest};
 use provisioner::machine::Cidr;
-use provisioner::settings::{EventSettings, ImageSettings, Settings};
+use provisioner::settings::{EventSettings, ImageSettings, JoinSettings, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -87,6 +87,7 @@ pub fn settings(state: &Path) -> Settings {
         plain_config_urls: false,
         event_sink: None,
         metadata: None,
+        join: JoinSettings::default(),
     }
 }
 

@@ -108,6 +108,7 @@ pub async fn apply(
         .and_then(file::Inventory::together)
         .and_then(|inventory| {
             inventory.check_password_files(|path| shared.passwords.check(path))?;
+            inventory.check_clusters(|name| shared.issuers.cluster(name).map(drop))?;
             Ok(inventory)
         })
         .map_err(|error| ApiError::invalid("inventory-invalid", error.to_string()))?;

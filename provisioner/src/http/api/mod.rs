@@ -7,6 +7,7 @@
 pub mod attestations;
 pub mod auth;
 pub mod body;
+pub mod clusters;
 pub mod events;
 pub mod idempotency;
 pub mod image_care;
@@ -55,6 +56,11 @@ pub fn router(shared: &Shared) -> Router {
     let unremembered = Router::new()
         .route("/api/v1/api-keys", get(keys::list).post(keys::create))
         .route("/api/v1/api-keys/{name}", delete(keys::remove))
+        // What is sent here are secrets: no digest of it is kept.
+        .route(
+            "/api/v1/clusters/{name}/secrets",
+            put(clusters::import).delete(clusters::remove),
+        )
         .route("/api/v1/images", get(images::list))
         .route("/api/v1/images/ingests/{id}/data", put(ingests::put))
         .route(
@@ -107,6 +113,8 @@ pub fn router(shared: &Shared) -> Router {
         .route("/api/v1/event-log", get(events::log))
         .route("/api/v1/openapi.json", get(openapi::document))
         .route("/api/v1/tokens", get(tokens::list))
+        .route("/api/v1/clusters", get(clusters::list))
+        .route("/api/v1/clusters/{name}", get(clusters::show))
         .route("/api/v1/attestations", get(attestations::list))
         .route("/api/v1/attestations/{id}", get(attestations::show))
         .route("/api/v1/attestation-keys", get(attestations::keys))

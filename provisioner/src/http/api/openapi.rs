@@ -15,6 +15,7 @@ use utoipa::{Modify, OpenApi};
         super::workflows::list, super::workflows::validate,
         super::events::log, super::events::stream,
         super::tokens::list,
+        super::clusters::list, super::clusters::show, super::clusters::import, super::clusters::remove,
         super::images::list, super::images::show, super::images::remove,
         super::ingests::create, super::ingests::list, super::ingests::show, super::ingests::put, super::ingests::cancel,
         super::image_care::verify, super::image_care::manifest, super::image_care::data,

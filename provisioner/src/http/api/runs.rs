@@ -156,6 +156,11 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::Store(cause) => cause.into(),
             EngineError::NotNow(detail) => Self::conflict("run-state", detail),
+            EngineError::Issuer(error) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "join-token-failed",
+                error.to_string(),
+            ),
             EngineError::Internal(cause) => Self::internal(&format!("{cause:#}")),
         }
     }

@@ -1,0 +1,266 @@
+//! The `exec` issuer: a command that prints a token, and one that takes it back.
+//!
+//! No shell: the words of the settings are the arguments, with placeholders replaced in them. The
+//! environment is empty but for what is listed here; the daemon's capabilities stay with it; output is bounded; whoever does not end in
+//! time is killed with everything it started.
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::Command;
+use zeroize::Zeroizing;
+
+use super::{Failure, JoinToken};
+use crate::settings::{ClusterSettings, IssuerSettings};
+
+/// Most that is read of a command's output, bytes.
+const LONGEST_OUTPUT: u64 = 64 * 1024;
+/// A token of k0s is a whole kubeconfig.
+const LONGEST_TOKEN: usize = 16 * 1024;
+const SHORTEST_TOKEN: usize = 16;
+/// Most that is told of a complaint, characters.
+const LONGEST_COMPLAINT: usize = 300;
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Whether a command could be started.
+pub(super) fn check(command: &[String]) -> Result<(), Failure> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let program = Path::new(command.first().map_or("", String::as_str));
+    let problem = match std::fs::metadata(program) {
+        Err(error) => error.to_string(),
+        Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(()),
+        Ok(_) => "not a program".to_owned(),
+    };
+    let program = program.display();
+    Err(Failure::lasting(format!("{program}: {problem}")))
+}
+
+/// Has a token made.
+pub(super) async fn mint(
+    cluster: &ClusterSettings,
+    record: &JoinToken,
+) -> Result<Zeroizing<String>, Failure> {
+    let IssuerSettings::Exec {
+        command, timeout, ..
+    } = &cluster.issuer
+    else {
+        return Err(Failure::lasting("no command makes its tokens"));
+    };
+    let output = run(command, *timeout, cluster, record).await?;
+    let first = output.lines().next().unwrap_or_default().trim();
+    // It ended well, so there may be a token, whatever it printed.
+    let wrong = |told: String| Failure {
+        maybe_made: true,
+        ..Failure::lasting(format!("{}: {told}", command[0]))
+    };
+    shape(first).map_err(wrong)?;
+    Ok(Zeroizing::new(first.to_owned()))
+}
+
+/// Takes a token back. False when the settings name no command for it.
+pub(super) async fn revoke(cluster: &ClusterSettings, record: &JoinToken) -> Result<bool, Failure> {
+    let IssuerSettings::Exec {
+        revoke: Some(command),
+        timeout,
+        ..
+    } = &cluster.issuer
+    else {
+        return Ok(false);
+    };
+    let needs_id = command.iter().any(|word| word.contains("{token_id}"));
+    if needs_id && record.token_id.is_none() {
+        return Err(Failure::lasting(format!(
+            "{}: the token's id is not known: it expires by itself",
+            command[0]
+        )));
+    }
+    run(command, *timeout, cluster, record).await?;
+    Ok(true)
+}
+
+/// Whether a text can be a token: one printable word.
+///
+/// # Errors
+/// Says what is wrong, without the text.
+pub(super) fn shape(token: &str) -> Result<(), String> {
+    if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) {
+        return Err(format!(
+            "expected a token of {SHORTEST_TOKEN} to {LONGEST_TOKEN} characters in the first line, found {}",
+            token.len()
+        ));
+    }
+    match token.bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(()),
+        false => Err("expected a token of printable characters without blanks".to_owned()),
+    }
+}
+
+/// The public half of a token of the form of kubeadm's, also when k3s put its CA before it.
+pub(super) fn token_id(token: &str) -> Option<String> {
+    let bare = token.rsplit("::").next()?;
+    let (id, secret) = bare.split_once('.')?;
+    let plain = |text: &str| {
+        text.bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    (id.len() == 6 && secret.len() == 16 && plain(id) && plain(secret)).then(|| id.to_owned())
+}
+
+/// Runs a command to its end and gives what it printed.
+async fn run(
+    command: &[String],
+    timeout: Duration,
+    cluster: &ClusterSettings,
+    record: &JoinToken,
+) -> Result<Zeroizing<String>, Failure> {
+    let values = values(cluster, record);
+    let program = &command[0];
+    let arguments = command[1..].iter().map(|word| replaced(word, &values));
+    let mut process = Command::new(program);
+    // SAFETY: between fork and exec this makes one system call, and touches no memory of others.
+    unsafe {
+        process.pre_exec(|| Ok(rustix::thread::clear_ambient_capability_set()?));
+    }
+    let child = process
+        .args(arguments)
+        .env_clear()
+        .env("PATH", SEARCH_PATH)
+        .env("HOME", "/nonexistent")
+        .env("LANG", "C.UTF-8")
+        .env("ANNEAL_ENDPOINT", &cluster.endpoint)
+        .envs(values.iter().map(|(name, value)| (variable(name), value)))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // Of its own, so that what it started is killed with it.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = child.map_err(|e| Failure::lasting(format!("{program}: {e}")))?;
+    let group = Group::of(&child);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
+    let Ok((printed, complaint, status)) = tokio::time::timeout(timeout, all).await else {
+        return Err(Failure::unknown(format!(
+            "{program} did not end within {}",
+            crate::workflow::duration::show(timeout)
+        )));
+    };
+    group.ended();
+    let status = status.map_err(|e| Failure::unknown(format!("{program}: {e}")))?;
+    if !status.success() {
+        return Err(Failure::passing(complain(program, status, &complaint)));
+    }
+    if printed.len() as u64 > LONGEST_OUTPUT {
+        return Err(Failure::unknown(format!(
+            "{program} printed more than {LONGEST_OUTPUT} bytes"
+        )));
+    }
+    let text = String::from_utf8(printed.to_vec())
+        .map_err(|_| Failure::unknown(format!("{program} printed what is not text")))?;
+    Ok(Zeroizing::new(text))
+}
+
+/// What placeholders stand for.
+fn values(cluster: &ClusterSettings, record: &JoinToken) -> Vec<(&'static str, String)> {
+    let mut values = vec![
+        ("cluster", cluster.name.clone()),
+        ("machine", record.machine.clone()),
+        ("run", record.run.clone()),
+        ("ttl", format!("{}s", cluster.ttl.as_secs())),
+        ("description", record.description()),
+    ];
+    if let Some(id) = &record.token_id {
+        values.push(("token_id", id.clone()));
+    }
+    values
+}
+
+fn variable(name: &str) -> String {
+    format!("ANNEAL_{}", name.to_ascii_uppercase())
+}
+
+fn replaced(word: &str, values: &[(&str, String)]) -> String {
+    let replace =
+        |text: String, (name, value): &(&str, String)| text.replace(&format!("{{{name}}}"), value);
+    values.iter().fold(word.to_owned(), replace)
+}
+
+/// Reads to the end; keeps a little more than what is allowed, so that too much can be told.
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Zeroizing<Vec<u8>> {
+    let mut kept = Zeroizing::new(Vec::new());
+    let Some(pipe) = pipe else { return kept };
+    let mut bounded = pipe.take(LONGEST_OUTPUT + 1);
+    // What cannot be read is as good as nothing: the exit status says whether it is missed.
+    let _ = bounded.read_to_end(&mut kept).await;
+    let mut rest = bounded.into_inner();
+    let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+    kept
+}
+
+/// What a command said when it failed, without what looks like a token.
+fn complain(program: &str, status: ExitStatus, complaint: &[u8]) -> String {
+    let text = String::from_utf8_lossy(complaint);
+    let said = text.lines().rev().find(|line| !line.trim().is_empty());
+    let ended = match status.code() {
+        Some(code) => format!("{program} ended with {code}"),
+        None => format!("{program} was killed ({status})"),
+    };
+    match said {
+        None => ended,
+        Some(said) => format!("{ended}: {}", masked(said.trim())),
+    }
+}
+
+/// A complaint with long unbroken words hidden: a token may be among them.
+pub(super) fn masked(text: &str) -> String {
+    let short: String = text
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(LONGEST_COMPLAINT)
+        .collect();
+    let hidden = |word: &str| {
+        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+        let secret = token_id(bare).is_some()
+            || (bare.len() >= 24
+                && !bare.contains(['/', ':'])
+                && bare.contains(|c: char| c.is_ascii_digit()));
+        if secret || bare.contains("::") {
+            crate::render::REDACTED.to_owned()
+        } else {
+            word.to_owned()
+        }
+    };
+    short.split(' ').map(hidden).collect::<Vec<_>>().join(" ")
+}
+
+/// Kills a command's process group unless it ended.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &tokio::process::Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.and_then(Pid::from_raw))
+    }
+
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Gone already is just as well.
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "exec_tests.rs"]
+mod tests;

@@ -1,0 +1,410 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::*;
+use crate::token::digest;
+
+const TOKEN: &str = "abcdef.0123456789abcdef";
+
+/// A daemon's issuers over a store of their own, and a folder for secrets and scripts.
+struct Site {
+    dir: tempfile::TempDir,
+    settings: JoinSettings,
+    store: Store,
+    recorder: Recorder,
+    writer: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.writer.abort();
+    }
+}
+
+impl Site {
+    async fn new(issuer: impl FnOnce(&Path) -> IssuerSettings) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).await.unwrap();
+        let (recorder, writer) = crate::event::channel(store.clone());
+        let settings = JoinSettings {
+            clusters: vec![ClusterSettings {
+                name: "prod".into(),
+                endpoint: "https://10.0.0.1:6443".into(),
+                host: "10.0.0.1:6443".into(),
+                ttl: Duration::from_secs(3600),
+                ca: None,
+                issuer: issuer(dir.path()),
+            }],
+            secret_dirs: vec![dir.path().to_owned()],
+        };
+        let writer = tokio::spawn(writer.run(tokio_util::sync::CancellationToken::new()));
+        Self {
+            dir,
+            settings,
+            store,
+            recorder,
+            writer,
+        }
+    }
+
+    /// With an `exec` issuer: files `mint` and `revoke` of the folder, shell scripts.
+    async fn scripted(mint: &str, revoke: &str) -> Self {
+        let site = Self::new(|dir| IssuerSettings::Exec {
+            command: vec![dir.join("mint").to_string_lossy().into_owned()],
+            revoke: Some(vec![
+                dir.join("revoke").to_string_lossy().into_owned(),
+                "{token_id}".into(),
+            ]),
+            timeout: Duration::from_secs(20),
+        })
+        .await;
+        site.script("mint", mint);
+        site.script("revoke", revoke);
+        site
+    }
+
+    fn script(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        // Renamed over the one before: a file that is written cannot be started.
+        let aside = self.path("aside");
+        std::fs::write(
+            &aside,
+            format!("#!/bin/sh\ncd {}\n{text}\n", self.dir.path().display()),
+        )
+        .unwrap();
+        std::fs::set_permissions(&aside, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(aside, path).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn open(&self) -> Issuers {
+        let (store, recorder) = (self.store.clone(), self.recorder.clone());
+        Issuers::open(&self.settings, self.dir.path(), store, recorder).unwrap()
+    }
+
+    async fn tokens(&self) -> Vec<JoinToken> {
+        self.store.list_join_tokens(None, 100).await.unwrap()
+    }
+
+    async fn states(&self) -> Vec<&'static str> {
+        let tokens = self.tokens().await;
+        tokens.iter().map(|token| token.state(now())).collect()
+    }
+
+    /// A run that is active until it is made not to be.
+    async fn run(&self, state: &str) {
+        sqlx::query("INSERT INTO runs (id, machine, workflow, plan, state, requested_by, created_at, deadline) VALUES ('run-1', 'r1n1', 'w', '{}', $1, 't', 0, 0) ON CONFLICT (id) DO UPDATE SET state = excluded.state")
+            .bind(state)
+            .execute(&self.store.writer)
+            .await
+            .unwrap();
+    }
+}
+
+const TOKEN_ONLY: JoinWanted = JoinWanted {
+    token: true,
+    ca: false,
+    bundle: false,
+};
+
+fn request(why: &str) -> Request<'_> {
+    Request {
+        cluster: "prod",
+        machine: "r1n1",
+        run: "run-1",
+        why,
+        replaces: true,
+    }
+}
+
+fn mint_counted() -> String {
+    format!("echo x >> minted; echo {TOKEN}")
+}
+
+#[tokio::test]
+async fn a_token_lives_from_dispatch_to_the_end_of_its_run() {
+    let site = Site::scripted(&mint_counted(), "echo $1 >> revoked").await;
+    site.run("running").await;
+    let issuers = site.open();
+    let secrets = issuers.issue(request("step 1"), TOKEN_ONLY).await.unwrap();
+    assert_eq!(secrets.token.unwrap().as_str(), TOKEN);
+    assert_eq!(secrets.token_id.as_deref(), Some("abcdef"));
+    assert_eq!(issuers.sweep().await.unwrap(), None);
+    assert_eq!(site.states().await, ["live"]);
+    let stored = site.tokens().await.remove(0);
+    assert_eq!(stored.digest.as_deref(), Some(digest(TOKEN).as_str()));
+    assert!(!format!("{stored:?}").contains("0123456789abcdef"));
+    site.run("succeeded").await;
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["revoked"]);
+    issuers.sweep().await.unwrap();
+    let revoked = std::fs::read_to_string(site.path("revoked")).unwrap();
+    assert_eq!(revoked, "abcdef\n", "once");
+}
+
+#[tokio::test]
+async fn a_call_home_takes_it_back_while_the_run_goes_on() {
+    let site = Site::scripted(&mint_counted(), "true").await;
+    site.run("running").await;
+    let seen = async |at: i64| {
+        sqlx::query("INSERT INTO sightings (machine, kind, at, run, data) VALUES ('r1n1', $1, $2, 'run-1', '{}') ON CONFLICT (machine, kind) DO UPDATE SET at = excluded.at")
+            .bind(kind::PHONE_HOME)
+            .bind(at)
+            .execute(&site.store.writer)
+            .await
+            .unwrap();
+    };
+    // Of an earlier attempt.
+    seen(5).await;
+    let issuers = site.open();
+    issuers.issue(request("step 1"), TOKEN_ONLY).await.unwrap();
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["live"]);
+    seen(now().0).await;
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["revoked"]);
+}
+
+#[tokio::test]
+async fn an_order_that_is_written_again_takes_the_place_of_the_one_before() {
+    let site = Site::scripted(&mint_counted(), "true").await;
+    site.run("running").await;
+    let issuers = site.open();
+    for why in ["step 1", "step 2", "step 1"] {
+        issuers.issue(request(why), TOKEN_ONLY).await.unwrap();
+    }
+    let kept = Request {
+        replaces: false,
+        ..request("step 1")
+    };
+    issuers.issue(kept, TOKEN_ONLY).await.unwrap();
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["live", "live", "live", "revoked"]);
+}
+
+/// The daemon dies between asking and hearing: its successor knows that there may be a token.
+#[tokio::test]
+async fn what_a_dead_daemon_asked_for_is_taken_back() {
+    let site = Site::scripted(
+        "echo $$ > pid; echo x > asked; sleep 600",
+        "echo $1 >> revoked",
+    )
+    .await;
+    site.run("running").await;
+    let issuers = site.open();
+    {
+        let asked = site.path("asked");
+        let issuing = issuers.issue(request("step 1"), TOKEN_ONLY);
+        let started = async {
+            while !asked.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = issuing => panic!("it does not end"),
+            () = started => {}
+            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it was not started"),
+        }
+    }
+    drop(issuers);
+    assert_eq!(site.states().await, ["asked"]);
+    site.run("failed").await;
+    // An `exec` issuer's id is not known before it answers; that of a Kubernetes token is.
+    sqlx::query("UPDATE join_tokens SET token_id = 'abcdef'")
+        .execute(&site.store.writer)
+        .await
+        .unwrap();
+    site.open().sweep().await.unwrap();
+    assert_eq!(site.states().await, ["revoked"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_tried_again_and_told_once() {
+    let site = Site::scripted(
+        &mint_counted(),
+        "echo x >> tries; echo no route >&2; exit 1",
+    )
+    .await;
+    let issuers = site.open();
+    // Its run is gone.
+    for why in ["step 1", "step 2"] {
+        issuers.issue(request(why), TOKEN_ONLY).await.unwrap();
+    }
+    let look_at = issuers
+        .sweep()
+        .await
+        .unwrap()
+        .expect("a time to look again");
+    assert!(look_at > now());
+    let tries = || {
+        std::fs::read_to_string(site.path("tries"))
+            .unwrap()
+            .lines()
+            .count()
+    };
+    assert_eq!(tries(), 1, "a cluster that fails is asked once a round");
+    assert_eq!(site.states().await, ["revoking", "revoking"]);
+    let problem = site.tokens().await[0].problem.clone().unwrap();
+    assert!(problem.ends_with("ended with 1: no route"), "{problem}");
+    issuers.sweep().await.unwrap();
+    assert_eq!(tries(), 1, "not before its time");
+    let due = async || {
+        sqlx::query("UPDATE join_tokens SET retry_at = 1")
+            .execute(&site.store.writer)
+            .await
+            .unwrap();
+    };
+    due().await;
+    issuers.sweep().await.unwrap();
+    assert_eq!(tries(), 2);
+    assert_eq!(site.tokens().await[0].tries, 2);
+    site.script("revoke", "true");
+    due().await;
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["revoked", "revoked"]);
+    let event = Event::new("test.done", "");
+    site.recorder.record_durably(event).await.unwrap();
+    let kinds: Vec<String> =
+        sqlx::query_scalar("SELECT kind FROM events WHERE kind LIKE 'join.%' ORDER BY id")
+            .fetch_all(&site.store.writer)
+            .await
+            .unwrap();
+    let count = |kind: &str| kinds.iter().filter(|k| *k == kind).count();
+    assert_eq!(count(kind::JOIN_UNREVOKED), 2, "once a token: {kinds:?}");
+    assert_eq!(count(kind::JOIN_REVOKED), 2, "{kinds:?}");
+}
+
+#[tokio::test]
+async fn a_failure_leaves_no_record_unless_there_may_be_a_token() {
+    let site = Site::scripted("echo sorry >&2; exit 1", "true").await;
+    let issuers = site.open();
+    let error = issuers
+        .issue(request("step 1"), TOKEN_ONLY)
+        .await
+        .unwrap_err();
+    let told = error.to_string();
+    assert!(
+        told.starts_with("no join token for cluster prod: issuer `exec`: "),
+        "{told}"
+    );
+    assert!(
+        told.ends_with("ended with 1: sorry") && error.retryable(),
+        "{told}"
+    );
+    assert_eq!(site.states().await, Vec::<&str>::new());
+    site.script("mint", "echo short");
+    let error = issuers
+        .issue(request("step 1"), TOKEN_ONLY)
+        .await
+        .unwrap_err();
+    assert!(!error.retryable(), "{error}");
+    assert!(site.tokens().await[0].superseded);
+}
+
+#[tokio::test]
+async fn expired_tokens_are_left_alone_after_a_day() {
+    let site = Site::scripted(&mint_counted(), "echo $1 >> revoked").await;
+    let issuers = site.open();
+    issuers.issue(request("step 1"), TOKEN_ONLY).await.unwrap();
+    sqlx::query("UPDATE join_tokens SET expires_at = 1")
+        .execute(&site.store.writer)
+        .await
+        .unwrap();
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["expired"]);
+    assert!(!site.path("revoked").exists());
+}
+
+#[tokio::test]
+async fn a_static_token_is_permanent_and_warned_about() {
+    let site = Site::new(|dir| IssuerSettings::Static {
+        token: dir.join("token"),
+    })
+    .await;
+    std::fs::write(site.path("token"), "a-token-of-sixteen-or-more\n").unwrap();
+    let issuers = site.open();
+    let warnings = issuers.ready("prod").await.unwrap();
+    assert!(warnings[0].contains("never expires"), "{warnings:?}");
+    let secrets = issuers.issue(request("step 1"), TOKEN_ONLY).await.unwrap();
+    assert_eq!(secrets.expires_at.as_deref(), Some("never"));
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["permanent"]);
+}
+
+#[tokio::test]
+async fn talos_secrets_are_imported_and_sealed() {
+    let site = Site::new(|_| IssuerSettings::Talos { secrets: None }).await;
+    let issuers = site.open();
+    let missing = issuers.ready("prod").await.unwrap_err();
+    assert_eq!(
+        missing,
+        "cluster prod: its secrets are missing: anneal cluster import prod FILE"
+    );
+    let text = talos::tests::bundle();
+    assert!(!issuers.import("prod", &text, "me").await.unwrap());
+    assert!(
+        issuers.import("prod", &text, "me").await.unwrap(),
+        "replaced"
+    );
+    assert!(matches!(
+        issuers.import("prod", "x: 1", "me").await,
+        Err(ImportError::Refused(_))
+    ));
+    assert!(matches!(
+        issuers.import("prid", &text, "me").await,
+        Err(ImportError::Unknown(_))
+    ));
+    let stored = site.store.cluster_secrets("prod").await.unwrap().unwrap();
+    let hidden = b"4q2gnh.bpqkbz0m9nnv7dzq";
+    assert!(!stored.sealed.windows(hidden.len()).any(|w| w == hidden));
+    // The next daemon opens them.
+    let issuers = site.open();
+    let bundle = JoinWanted {
+        bundle: true,
+        ..JoinWanted::default()
+    };
+    let secrets = issuers.issue(request("step 1"), bundle).await.unwrap();
+    assert_eq!(secrets.bundle.unwrap()["cluster_id"], "zZ1aD0nQ");
+    issuers.sweep().await.unwrap();
+    assert_eq!(site.states().await, ["permanent"]);
+    let ca = JoinWanted {
+        ca: true,
+        ..JoinWanted::default()
+    };
+    issuers.issue(request("step 1"), ca).await.unwrap();
+    assert_eq!(site.tokens().await.len(), 1, "a CA is no secret");
+}
+
+#[tokio::test]
+async fn secrets_are_read_from_their_folders_only() {
+    let site = Site::new(|_| IssuerSettings::Static {
+        token: "/etc/passwd".into(),
+    })
+    .await;
+    let (store, recorder) = (site.store.clone(), site.recorder.clone());
+    let error = Issuers::open(&site.settings, site.dir.path(), store, recorder).unwrap_err();
+    let told = format!("{error:#}");
+    assert!(
+        told.starts_with(
+            "settings of cluster prod: /etc/passwd is not in a directory for cluster secrets"
+        ),
+        "{told}"
+    );
+    assert!(told.contains("`join_tokens.secret_dirs`"), "{told}");
+}
+
+#[tokio::test]
+async fn an_unknown_cluster_is_told_with_the_known_ones() {
+    let site = Site::scripted("true", "true").await;
+    let issuers = site.open();
+    for (name, told) in [
+        ("prd", "there is no cluster `prd`, did you mean `prod`?"),
+        ("x", "there is no cluster `x`, expected one of: prod"),
+    ] {
+        assert_eq!(issuers.cluster(name).unwrap_err(), told);
+    }
+}

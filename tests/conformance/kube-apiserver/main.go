@@ -1,0 +1,15 @@
+// kube-apiserver as its authors publish it, built from the Go modules of its release: the far side of
+// the test of join tokens.
+package main
+
+import (
+	"os"
+
+	"k8s.io/component-base/cli"
+	_ "k8s.io/component-base/logs/json/register"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+)
+
+func main() {
+	os.Exit(cli.Run(app.NewAPIServerCommand()))
+}
