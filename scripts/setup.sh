@@ -58,6 +58,7 @@ cloud-init|its phone_home module and Ec2 data source in the tests
 python3-grpcio|a real gRPC client in the tests of the event sink
 python3-protobuf|its messages
 protobuf-compiler|makes them from the definitions
+cloud-init|its own validators of what templates make for it
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests
 nginx-light|an independent HTTP server: what the image port is compared with

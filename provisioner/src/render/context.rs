@@ -92,6 +92,7 @@ pub fn known_variables() -> &'static [&'static str] {
         "render",
         "config_url",
         "metadata_url",
+        "fail",
         "range",
         "dict",
         "namespace",

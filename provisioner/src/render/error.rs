@@ -46,6 +46,7 @@ impl RenderError {
 
     /// About a template; `file` names it when the engine does not.
     pub(super) fn from_engine(error: &Error, file: &str) -> Self {
+        let error = cause(error);
         let source = error.template_source().unwrap_or_default();
         let range = error.range().map(|range| filtered(source, range));
         let start = range.as_ref().map(|range| range.start);
@@ -97,6 +98,18 @@ fn filtered(source: &str, range: Range<usize>) -> Range<usize> {
     let end = before.len() - 1;
     let start = end - value.trim_start_matches('-').trim_start().len();
     start..end
+}
+
+/// What went wrong in an imported template, not that importing it went wrong.
+fn cause(error: &Error) -> &Error {
+    let mut error = error;
+    while error.kind() == ErrorKind::BadInclude
+        && let Some(inner) = std::error::Error::source(error)
+        && let Some(inner) = inner.downcast_ref::<Error>()
+    {
+        error = inner;
+    }
+    error
 }
 
 /// Column of a byte, from 1, in characters; 0 when it is not in the text.

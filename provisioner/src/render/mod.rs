@@ -247,10 +247,12 @@ impl Set {
         environment.set_debug(true);
         environment.add_filter("shquote", shquote);
         environment.add_filter("b64", b64);
+        environment.add_filter("unb64", unb64);
         environment.add_filter("toyaml", to_yaml);
         environment.add_filter("tojson", to_json);
         environment.add_filter("ignition", ignition::filter);
         environment.add_function("render", render_other);
+        environment.add_function("fail", fail);
         environment.add_function("config_url", config_url::config_url);
         environment.add_function("metadata_url", config_url::metadata_url);
         let names = sources.keys().cloned().collect();
@@ -352,6 +354,23 @@ fn to_json(value: &Value, indent: Option<Value>, args: Kwargs) -> Result<Value, 
         return Err(Error::from(ErrorKind::UndefinedError));
     }
     minijinja::filters::tojson(value, indent, args)
+}
+
+/// The text behind base64; a secret that is not made yet stays what stands in for it.
+fn unb64(text: &str) -> Result<String, Error> {
+    if text == REDACTED {
+        return Ok(text.to_owned());
+    }
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text.trim());
+    bytes
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "expected base64 of a text"))
+}
+
+/// `fail('why')`: this machine cannot have this text; `why` is what the operator reads.
+fn fail(why: &str) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, why.to_owned()))
 }
 
 /// YAML that every reader understands the same way.

@@ -183,11 +183,17 @@ fn fills_in_defaults() {
 #[test]
 fn every_shipped_workflow_passes_for_a_machine() {
     let library = Library::new(None);
-    let names = library.names();
-    assert_eq!(names, ["audit", "install-image", "inventory", "wipe"]);
     let renderer = renderer();
-    for name in names {
-        let workflow = library.load(&name, &renderer).unwrap();
+    let load = |name: String| library.load(&name, &renderer).unwrap();
+    // Those for one system need its templates: tests/os_templates plans them.
+    let all = library.names();
+    let general: Vec<String> = all
+        .into_iter()
+        .filter(|name| load(name.clone()).os.is_empty())
+        .collect();
+    assert_eq!(general, ["audit", "install-image", "inventory", "wipe"]);
+    for name in general {
+        let workflow = load(name.clone());
         assert_eq!(workflow.name, name);
         assert!(!workflow.description.is_empty());
         let machine = machine();
@@ -224,12 +230,15 @@ fn the_folder_comes_before_what_is_built_in() {
         "{error}"
     );
     assert!(library.load("inventory", &renderer()).is_ok());
+    let known = library.names();
+    assert!(known.contains(&"wipe".to_owned()));
     for name in ["", "../wipe", "nothing"] {
         let error = library.load(name, &renderer()).unwrap_err().to_string();
         assert_eq!(
             error,
             format!(
-                "there is no workflow `{name}`; there are: audit, install-image, inventory, wipe"
+                "there is no workflow `{name}`; there are: {}",
+                known.join(", ")
             )
         );
     }
