@@ -78,8 +78,7 @@ test-kubernetes: build ## join tokens against a real kube-apiserver, built by Go
 BENCH ?=
 bench: setup bench-setup image ## speed beside the peers, to docs/performance.md; BENCH='--quick' only tries it
 	@cargo build --quiet --release $(SIDE) --bins
-	@cargo build --quiet -p anneal-agent --profile agent
-	@mkdir -p .cache/bench && install target/agent/anneal-agent .cache/bench/anneal-agent
+	@mkdir -p .cache/bench && install "$$(ipxe/agent.sh)" .cache/bench/anneal-agent
 	@$(SUDO) target/release/bench $(BENCH)
 
 bench-setup: ## install what `make bench` compares with; says what and why

@@ -16,11 +16,9 @@ shopt -s inherit_errexit
 
 [ $# -eq 1 ] || { echo "usage: $0 OUT_DIR" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(dirname "$here")
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cache=$out/.cache
-target=x86_64-unknown-linux-gnu
 PATH=$PATH:/usr/sbin:/sbin
 mkdir -p "$cache"
 exec 9>"$cache/lock"
@@ -31,15 +29,6 @@ die() { echo "initramfs: $*" >&2; exit 1; }
 for tool in depmod modprobe cpio zstd xz; do
     command -v "$tool" >/dev/null || die "needs $tool (packages: kmod cpio zstd xz-utils)"
 done
-
-# The agent: static, so that it runs where there is no libc. Its own cargo run and folder, because
-# the daemon and the agent must not share features (TLS provider) or flags.
-build_agent() {
-    if [ -n "${ANNEAL_AGENT:-}" ]; then echo "$ANNEAL_AGENT"; return; fi
-    (cd "$root" && RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo build --quiet -p anneal-agent --profile agent --target "$target" >&2)
-    echo "${CARGO_TARGET_DIR:-$root/target}/$target/agent/anneal-agent"
-}
 
 # The versioned kernel packages that the distribution's meta package stands for: Debian has image
 # and modules in one, Ubuntu in three.
@@ -144,7 +133,7 @@ modules_archive() {
 
 digest() { sha256sum | cut -d' ' -f1; }
 
-agent=$(build_agent)
+agent=${ANNEAL_AGENT:-$("$here/agent.sh")}
 debs_text=$(fetch_kernel)
 mapfile -t debs <<<"$debs_text"
 kernel=$(unpack_kernel "${debs[@]}")

@@ -204,6 +204,10 @@ impl Fetch {
         let mut state = self.shared.state();
         if right {
             state.scheduler.right();
+            // Nothing changes for a slot that waits, but at the end.
+            if !state.scheduler.is_done() {
+                return;
+            }
         } else {
             state.scheduler.wrong(index, source, now);
             let name = &self.shared.settings.origins[source].name;

@@ -15,8 +15,9 @@ pub const DEFAULT_LIMIT: u64 = 256 << 20;
 const CONNECTION: u64 = 1 << 20;
 /// Beyond this, more encoded frames in waiting only use memory.
 const ENOUGH_WAITING: u64 = 32 << 20;
-/// Workers per processor: while some wait for the disk, others decode.
-const WORKERS_PER_CPU: usize = 2;
+/// Workers per processor: while some wait for the disk, others decode. At 1 MiB each this is cheap;
+/// with two, processors were idle while a disk took its writes.
+const WORKERS_PER_CPU: usize = 4;
 const MOST_WORKERS: usize = 32;
 /// Fewer leave the disk with nothing queued while frames are decoded.
 const FEWEST_WORKERS: usize = 4;
@@ -208,7 +209,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(plan(&needs()).workers, 4);
+        assert_eq!(plan(&needs()).workers, 8);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Scheduler {
 
     /// What a slot without a request does now.
     pub fn next(&mut self, slot: usize, now: Duration) -> Step {
-        if self.open == 0 {
+        if self.is_done() {
             return Step::Done;
         }
         if self.hopeless(now) {
@@ -223,6 +223,12 @@ impl Scheduler {
     /// A received frame has the digest that the manifest names.
     pub fn right(&mut self) {
         self.open = self.open.saturating_sub(1);
+    }
+
+    /// Whether every wanted frame is verified.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.open == 0
     }
 
     /// A received frame has not: its source is dropped, and the frame is fetched again.

@@ -20,6 +20,9 @@ pub struct Limits {
     pub decode: f64,
     /// Writes past the page cache.
     pub disk: f64,
+    /// All three one after the other on the cores there are, none of which ever waits: what is left
+    /// when server, wire, decoder and disk share one machine's processors.
+    pub shared: f64,
 }
 
 impl Limits {
@@ -47,16 +50,28 @@ pub fn measure(
     parts: &[std::path::PathBuf],
     raw: u64,
 ) -> anyhow::Result<Limits> {
+    target.dirty()?;
+    let before = measure::busy()?;
+    let network = network(anneal, raw)?;
+    let after_network = measure::busy()?;
+    let decode = decode(parts, raw)?;
+    let disk = disk(target, raw)?;
+    let all = (after_network - before) / NETWORK_PASSES as u32 + (measure::busy()? - after_network);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Limits {
-        network: network(anneal, raw)?,
-        decode: decode(parts, raw)?,
-        disk: disk(target, raw)?,
+        network,
+        decode,
+        disk,
+        shared: raw as f64 * cores as f64 / all.as_secs_f64(),
     })
 }
 
+/// How often the image travels to measure the network.
+const NETWORK_PASSES: u64 = 4;
+
 fn network(anneal: &Anneal, raw: u64) -> anyhow::Result<f64> {
     let stored = std::fs::metadata(anneal.folder.join("data.zst"))?.len();
-    let total = stored * 4;
+    let total = stored * NETWORK_PASSES;
     let from = World::clients();
     let took = fetch(
         Nginx::address(),
@@ -104,7 +119,7 @@ fn disk(target: &Target, raw: u64) -> anyhow::Result<f64> {
 /// # Errors
 /// When the manifest is not one.
 pub fn parts(anneal: &Anneal, dir: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
-    use std::os::unix::fs::FileExt;
+    use std::io::{Read, Seek};
     let manifest: serde_json::Value =
         serde_json::from_slice(&std::fs::read(anneal.folder.join("manifest.json"))?)?;
     let offsets: Vec<u64> = manifest["manifest"]["frames"]
@@ -126,10 +141,12 @@ pub fn parts(anneal: &Anneal, dir: &Path) -> anyhow::Result<Vec<std::path::PathB
     cuts.windows(2)
         .enumerate()
         .map(|(n, pair)| {
-            let mut bytes = vec![0; usize::try_from(pair[1] - pair[0])?];
-            data.read_exact_at(&mut bytes, pair[0])?;
             let path = dir.join(format!("part{n}.zst"));
-            std::fs::write(&path, bytes)?;
+            // Not in one piece: what this process ever had in memory shows as that of its children.
+            let mut from = data.try_clone()?;
+            from.seek(std::io::SeekFrom::Start(pair[0]))?;
+            let mut part = std::fs::File::create(&path)?;
+            std::io::copy(&mut from.take(pair[1] - pair[0]), &mut part)?;
             Ok(path)
         })
         .collect()

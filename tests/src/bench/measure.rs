@@ -99,6 +99,26 @@ pub fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / hertz as f64))
 }
 
+/// Processor time that the whole machine has spent on anything, the kernel's own threads too.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn busy() -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    // proc(5): cpu user nice system idle iowait irq softirq steal guest guest_nice; guests are in user.
+    let ticks: Vec<u64> = line
+        .split_ascii_whitespace()
+        .skip(1)
+        .take(7)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let all: u64 = ticks.iter().sum();
+    let idle: u64 = ticks.iter().skip(3).take(2).sum();
+    let hertz = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_secs_f64((all - idle) as f64 / hertz as f64))
+}
+
 /// Processor time of a process and its children that run, such as a web server's workers.
 ///
 /// # Errors
@@ -110,6 +130,16 @@ pub fn cpu_of_family(pid: u32) -> anyhow::Result<Duration> {
         sum += cpu_of(child.parse()?)?;
     }
     Ok(sum)
+}
+
+/// Whether a program takes long and has run often enough: five runs of half a minute would say no more
+/// than three.
+#[must_use]
+pub fn slow_enough(took: impl Iterator<Item = Duration>) -> bool {
+    const SLOW: Duration = Duration::from_secs(10);
+    const RUNS: usize = 3;
+    let times: Vec<_> = took.collect();
+    times.len() >= RUNS && times.iter().all(|time| *time > SLOW)
 }
 
 /// The middle value; the mean of the two in the middle when there is an even number.
@@ -143,6 +173,14 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn only_who_was_slow_often_enough_is_excused() {
+        let times = |seconds: &[u64]| slow_enough(seconds.iter().copied().map(Duration::from_secs));
+        assert!(times(&[20, 30, 20]));
+        assert!(!times(&[20, 30]) && !times(&[]));
+        assert!(!times(&[20, 30, 5, 20]));
     }
 
     #[test]

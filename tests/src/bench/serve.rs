@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::measure::{cpu_of, cpu_of_family, median};
+use super::measure::{busy, cpu_of, cpu_of_family, median};
 use super::peers::{Anneal, Nginx};
 use super::sink::{Take, fetch};
 use super::world::World;
@@ -16,10 +16,22 @@ const CLIENTS: [usize; 3] = [1, 8, 32];
 pub struct Row {
     /// Clients.
     pub clients: usize,
-    /// Of the image port: megabytes per second, processor seconds per GiB.
-    pub anneal: (f64, f64),
-    /// Of nginx.
-    pub nginx: (f64, f64),
+    /// The image port.
+    pub anneal: Served,
+    /// nginx.
+    pub nginx: Served,
+}
+
+/// How a server did.
+#[derive(Debug, Clone, Copy)]
+pub struct Served {
+    /// Megabytes per second.
+    pub rate: f64,
+    /// Its own processor seconds per GiB.
+    pub own: f64,
+    /// The whole machine's, clients included. Which of the two ends pays for the work of the network is
+    /// the kernel's choice and depends on who is running when a packet is due; the sum is not.
+    pub all: f64,
 }
 
 /// Processor time that a server has used so far.
@@ -39,24 +51,33 @@ pub fn table(anneal: &Anneal, nginx: &Nginx, runs: usize, total: u64) -> anyhow:
     CLIENTS
         .into_iter()
         .map(|clients| {
-            let mut seen = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+            let mut seen = [[Vec::new(), Vec::new(), Vec::new()], Default::default()];
             for _ in 0..runs {
                 for ((address, path, cpu), seen) in servers.iter().zip(&mut seen) {
                     let from = World::clients();
-                    let before = cpu()?;
+                    let before = (cpu()?, busy()?);
                     let took = fetch(*address, path, size, total, &from, clients, Take::Drop)?;
-                    let used = (cpu()? - before).as_secs_f64();
+                    let (own, all) = (cpu()? - before.0, busy()? - before.1);
                     let gib = total as f64 / f64::from(1 << 30);
-                    println!(
-                        "  {address:16} {clients:2} clients {:6.0} MB/s, {:.3} CPU s/GiB",
+                    let numbers = [
                         total as f64 / 1e6 / took.as_secs_f64(),
-                        used / gib
+                        own.as_secs_f64() / gib,
+                        all.as_secs_f64() / gib,
+                    ];
+                    println!(
+                        "  {address:16} {clients:2} clients {:6.0} MB/s, {:.3} CPU s/GiB, {:.3} of the machine",
+                        numbers[0], numbers[1], numbers[2]
                     );
-                    seen.0.push(total as f64 / 1e6 / took.as_secs_f64());
-                    seen.1.push(used / gib);
+                    for (seen, number) in seen.iter_mut().zip(numbers) {
+                        seen.push(number);
+                    }
                 }
             }
-            let [anneal, nginx] = seen.map(|(rate, cpu)| (median(&rate), median(&cpu)));
+            let [anneal, nginx] = seen.map(|[rate, own, all]| Served {
+                rate: median(&rate),
+                own: median(&own),
+                all: median(&all),
+            });
             Ok(Row {
                 clients,
                 anneal,

@@ -6,6 +6,7 @@
 //! namespaces do not hold, detach themselves when the last one who has them open is gone.
 
 use std::fs::File;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,9 +65,15 @@ impl World {
             ip(&format!("address add {address}/24 dev {CLIENT_LINK}"))?;
         }
         ip(&format!("link set {CLIENT_LINK} up"))?;
-        Ok(Self {
+        let world = Self {
             work: work.to_owned(),
-        })
+        };
+        // What most kernels do by default, whatever this host was told: pacing (BBR) measures timers, not servers.
+        let sysctl = tool::find("sysctl")?;
+        let cubic = ["-q", "-w", "net.ipv4.tcp_congestion_control=cubic"];
+        tool::run(Command::new(&sysctl).args(cubic))?;
+        tool::run(world.on_server(&sysctl)?.args(cubic))?;
+        Ok(world)
     }
 
     /// The clients' addresses.
@@ -151,17 +158,29 @@ impl Target {
         Ok(target)
     }
 
-    /// Fills it with what no image holds, so that a program that skips something is found out.
+    /// Fills it with what no image holds: a program that skips something is found out, and nobody
+    /// meets holes that the one before has left, whose pages or blocks would have to be found again.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn dirty(&self) -> anyhow::Result<()> {
-        let script = format!(
-            "head -c {} /dev/zero | tr '\\000' '\\252' | dd of={} bs=4M iflag=fullblock oflag=direct conv=fsync status=none",
-            self.size,
-            self.device.display()
-        );
-        tool::run(tool::command("bash")?.args(["-o", "pipefail", "-c", &script])).map(drop)
+        let told = || format!("filling {}", self.device.display());
+        let mut device = File::options()
+            .write(true)
+            .open(&self.device)
+            .with_context(told)?;
+        let bytes = vec![0xaa; 4 << 20];
+        let mut left = self.size;
+        while left > 0 {
+            let count = left.min(bytes.len() as u64);
+            // At most 4 MiB.
+            device
+                .write_all(&bytes[..count as usize])
+                .with_context(told)?;
+            left -= count;
+        }
+        device.sync_all().with_context(told)?;
+        self.forget()
     }
 
     /// Waits until everything that was written is on it.
