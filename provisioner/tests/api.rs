@@ -10,10 +10,10 @@ mod config_urls;
 mod daemon;
 #[path = "api/event_sink.rs"]
 mod event_sink;
-#[path = "api/kairos.rs"]
-mod kairos;
 #[path = "api/join.rs"]
 mod join;
+#[path = "api/kairos.rs"]
+mod kairos;
 #[path = "api/kube_apiserver.rs"]
 mod kube_apiserver;
 #[path = "api/nodes.rs"]

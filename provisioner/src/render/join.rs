@@ -291,6 +291,7 @@ mod tests {
         let base = ConfigBase {
             tls: "https://d".into(),
             plain: None,
+            metadata: None,
         };
         context
             .with_cluster(facts, secrets)

@@ -253,6 +253,7 @@ mod tests {
             plain: false,
         };
         let fetch = |secret| Fetch {
+            purpose: Purpose::Config,
             secret,
             document: "",
             machine: None,

@@ -98,6 +98,7 @@ fn prepared(
     let base = ConfigBase {
         tls: "https://d".into(),
         plain: None,
+        metadata: None,
     };
     let context = Context::new(
         machine,

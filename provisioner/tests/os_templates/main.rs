@@ -190,6 +190,7 @@ impl Case {
         let base = ConfigBase {
             tls: "https://10.77.0.1:8443".into(),
             plain: Some("http://10.77.0.1:8080".into()),
+            metadata: None,
         };
         let server = "https://10.77.0.1:8443";
         Context::new(&self.machine, Some(&image), RUN, server, &ca(), phone_home)
