@@ -115,7 +115,8 @@ impl Register {
 /// not a short printable text in it is left out.
 pub(super) fn heartbeat(message: &str) -> Option<Report> {
     let envelope: Envelope = serde_json::from_str(message).ok()?;
-    if envelope.kind != "heartbeat" {
+    // Serde would take an empty list for an object of defaults.
+    if envelope.kind != "heartbeat" || !envelope.data.is_object() {
         return None;
     }
     let said: Heartbeat = serde_json::from_value(envelope.data).ok()?;

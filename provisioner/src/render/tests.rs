@@ -154,7 +154,7 @@ fn knows_whether_the_token_was_used() {
 }
 
 #[test]
-fn every_built_in_template_renders_for_a_machine_without_leaking_the_token() {
+fn every_template_of_debian_renders_for_a_machine_without_leaking_the_token() {
     let image = ImageFacts {
         id: "blake3:11".into(),
         name: "debian".into(),
@@ -177,7 +177,9 @@ fn every_built_in_template_renders_for_a_machine_without_leaking_the_token() {
         phone_home,
     );
     let renderer = Renderer::new(None).unwrap();
-    for name in &renderer.names() {
+    // Those of other systems are rendered, with what they need, in tests/os_templates.
+    let names = renderer.names();
+    for name in names.iter().filter(|name| name.starts_with("debian/")) {
         let text = renderer.render(name, &context).unwrap();
         assert!(!text.trim().is_empty(), "{name}");
     }
