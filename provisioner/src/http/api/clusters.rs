@@ -98,7 +98,7 @@ async fn view(shared: &Shared, cluster: &ClusterSettings) -> ApiResult<ClusterVi
         name: cluster.name.clone(),
         endpoint: cluster.endpoint.clone(),
         issuer: cluster.issuer.as_str().to_owned(),
-        ttl_secs: expires.then(|| cluster.ttl.as_secs()),
+        ttl_secs: expires.then_some(cluster.ttl.as_secs()),
         state: ready.err().unwrap_or_else(|| "ready".to_owned()),
         imported_at: stored.as_ref().map(|s| rfc3339(s.imported_at)),
         imported_by: stored.map(|s| s.imported_by),
