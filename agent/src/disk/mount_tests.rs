@@ -1,6 +1,8 @@
 //! Files written to each file system that the agent mounts, looked at afterwards through the
 //! kernel's own mount and each file system's own checker.
 
+use std::time::{Duration, Instant};
+
 use rustix::fs::{Gid, Uid};
 
 use super::super::files::{NewFile, components, write_on};
@@ -40,10 +42,18 @@ fn check(kind: &str, node: &Path) {
     script(node, &format!("{line} \"$1\" >&2"));
 }
 
-/// The kernel lets a mounted device be opened for itself by nobody.
+/// The kernel lets a mounted device be opened for itself by nobody. A program that another test
+/// starts holds every descriptor until it has become that program, this mount's too.
 fn is_unmounted(node: &Path) -> bool {
     let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
-    rustix::fs::open(node, flags, Mode::empty()).is_ok()
+    let patience = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < patience {
+        if rustix::fs::open(node, flags, Mode::empty()).is_ok() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
 }
 
 #[test]
