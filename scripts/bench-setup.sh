@@ -11,7 +11,7 @@ qemu-utils|qemu-img convert
 zstd|curl, zstd and dd in a pipe
 gdisk|the partition table of the image that is measured with
 fdisk|sfdisk: reads it
-procps|sysctl: the congestion control that most kernels use
+procps|sysctl: a congestion control that does not pace
 '
 missing=()
 while IFS='|' read -r package why; do

@@ -39,6 +39,8 @@ pub struct Row {
     pub wire: u64,
     /// Largest process, bytes.
     pub peak: u64,
+    /// How often it ran.
+    pub runs: usize,
     /// Why it has no numbers.
     pub failed: Option<String>,
 }
@@ -82,7 +84,7 @@ pub fn measure(
         reads.push(read_once(target)?);
         for ((name, script), result) in scripts.iter().zip(&mut results) {
             let seconds = result.0.iter().copied().map(Duration::from_secs_f64);
-            if result.3.is_some() || measure::slow_enough(seconds) {
+            if result.3.is_some() || measure::slow(seconds) {
                 continue;
             }
             drift.let_it(target)?;
@@ -123,6 +125,7 @@ pub fn measure(
                 seconds: median(&seconds),
                 wire: median(&wire) as u64,
                 peak,
+                runs: seconds.len(),
                 failed,
             })
             .collect(),

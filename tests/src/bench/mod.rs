@@ -37,7 +37,7 @@ pub enum Part {
 pub struct Plan {
     /// Parts, in this order.
     pub parts: Vec<Part>,
-    /// Runs of each program; the median counts. One that takes long has three at most.
+    /// Runs of each program; the median counts. One that takes long has one.
     pub runs: usize,
     /// Size of the image's disk, in bytes.
     pub size: u64,
@@ -53,7 +53,7 @@ impl Plan {
             parts: vec![Part::Write, Part::Delta, Part::Serve],
             runs: 5,
             size: 2 << 30,
-            served_gib: 8,
+            served_gib: 16,
         }
     }
 

@@ -20,8 +20,8 @@ pub struct Results {
 #[must_use]
 pub fn page(plan: &Plan, machine: &[(&'static str, String)], results: &Results) -> String {
     let mut out = String::from(
-        "# Performance\n\nWritten by `make bench`: everything in one run, on one machine, each number the median of several runs in \
-         turn. Rates differ from machine to machine: compare within a table.\n\n| | |\n|---|---|\n",
+        "# Performance\n\nWritten by `make bench`: everything in one run, on one machine, each number the median of its runs, \
+         in turn. Rates differ from machine to machine: compare within a table.\n\n| | |\n|---|---|\n",
     );
     for (what, text) in machine {
         line(&mut out, &format!("| {what} | {text} |"));
@@ -49,7 +49,8 @@ pub fn page(plan: &Plan, machine: &[(&'static str, String)], results: &Results) 
 
 const HOW: &str = "## How\n\n\
     Servers and clients are in two network namespaces with a veth pair between them and share the processors. Rates \
-    of writing are bytes of the raw disk, holes and zeros too, until the disk has been flushed. \"Peak\" is the largest process. \
+    of writing are bytes of the raw disk, holes and zeros too, until the disk has been flushed. \"Peak\" is the largest process. Who \
+    takes longer than ten seconds runs once. TCP uses Reno, which does not pace. Each run begins on a disk that is full of other bytes. \
     A memory disk is a loop device on tmpfs whose pages exist; the other is a loop device on a file, past the page cache. The network's limit is \
     four clients reading `data.zst` from nginx, counted in raw bytes; the decoder's is `zstd -t` on every core at once; the disk's is \
     `dd oflag=direct`. All three run on the same processors here, servers included: \"on the same cores\" is the processor time of the three \
@@ -62,25 +63,31 @@ fn line(out: &mut String, text: &str) {
     out.push('\n');
 }
 
+/// A pipe in a table's cell.
+fn escaped(name: &str) -> String {
+    name.replace('|', "\\|")
+}
+
 fn write_table(out: &mut String, table: &write::Table) {
     let limits = table.limits;
     let (slowest, limit) = limits.slowest();
     let _ = writeln!(
         out,
-        "## A whole image to {}\n\n| | MB/s | CPU s per GiB | peak MiB |\n|---|---:|---:|---:|",
+        "## A whole image to {}\n\n| | MB/s | CPU s per GiB | peak MiB | runs |\n|---|---:|---:|---:|---:|",
         table.target
     );
     for row in &table.rows {
         match &row.failed {
-            Some(_) => line(out, &format!("| {} | failed | | |", row.name)),
+            Some(_) => line(out, &format!("| {} | failed | | | |", escaped(row.name))),
             None => line(
                 out,
                 &format!(
-                    "| {} | {:.0} | {:.2} | {} |",
-                    row.name,
+                    "| {} | {:.0} | {:.2} | {} | {} |",
+                    escaped(row.name),
                     row.rate,
                     row.cpu_per_gib,
-                    row.peak >> 20
+                    row.peak >> 20,
+                    row.runs
                 ),
             ),
         }
@@ -91,7 +98,7 @@ fn write_table(out: &mut String, table: &write::Table) {
         ("limit: disk", limits.disk),
         ("limit: these three on the same cores", limits.shared),
     ] {
-        line(out, &format!("| {what} | {:.0} | | |", rate / 1e6));
+        line(out, &format!("| {what} | {:.0} | | | |", rate / 1e6));
     }
     let own = table.rows.iter().find(|row| row.name == AGENT);
     let best = table
@@ -116,7 +123,7 @@ fn delta_table(out: &mut String, delta: &delta::Delta) {
     let _ = writeln!(
         out,
         "## A disk that drifted\n\n{} of {} frames differ in one block; compressed, they are {:.2} MB. Reading the disk once takes {:.2} s.\n\n\
-         | | seconds | of reading once | MB on the wire | of the changed frames | peak MiB |\n|---|---:|---:|---:|---:|---:|",
+         | | seconds | of reading once | MB on the wire | of the changed frames | peak MiB | runs |\n|---|---:|---:|---:|---:|---:|---:|",
         delta.frames.0,
         delta.frames.1,
         delta.changed as f64 / 1e6,
@@ -124,17 +131,18 @@ fn delta_table(out: &mut String, delta: &delta::Delta) {
     );
     for row in &delta.rows {
         match &row.failed {
-            Some(_) => line(out, &format!("| {} | failed | | | | |", row.name)),
+            Some(_) => line(out, &format!("| {} | failed | | | | | |", row.name)),
             None => line(
                 out,
                 &format!(
-                    "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {} |",
+                    "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {} |",
                     row.name,
                     row.seconds,
                     row.seconds / delta.read_once,
                     row.wire as f64 / 1e6,
                     row.wire as f64 / delta.changed as f64,
-                    row.peak >> 20
+                    row.peak >> 20,
+                    row.runs
                 ),
             ),
         }
@@ -181,6 +189,7 @@ mod tests {
             rate,
             cpu_per_gib: 1.0,
             peak: 64 << 20,
+            runs: 5,
             failed: None,
         };
         let mut broken = row("broken", f64::NAN);
@@ -208,7 +217,7 @@ mod tests {
         let told = "The slowest stage is decoding: the agent reaches 90 % of it, 95 % of what the shared cores allow, and \
                     2.00 times the best peer (quick).";
         assert!(page.contains(told), "{page}");
-        assert!(page.contains("| broken | failed | | |"), "{page}");
+        assert!(page.contains("| broken | failed | | | |"), "{page}");
         assert!(!page.contains("NaN"), "{page}");
     }
 }

@@ -68,11 +68,11 @@ impl World {
         let world = Self {
             work: work.to_owned(),
         };
-        // What most kernels do by default, whatever this host was told: pacing (BBR) measures timers, not servers.
+        // What every kernel has, whatever this host was told: pacing (BBR) measures timers, not servers.
         let sysctl = tool::find("sysctl")?;
-        let cubic = ["-q", "-w", "net.ipv4.tcp_congestion_control=cubic"];
-        tool::run(Command::new(&sysctl).args(cubic))?;
-        tool::run(world.on_server(&sysctl)?.args(cubic))?;
+        let reno = ["-q", "-w", "net.ipv4.tcp_congestion_control=reno"];
+        tool::run(Command::new(&sysctl).args(reno))?;
+        tool::run(world.on_server(&sysctl)?.args(reno))?;
         Ok(world)
     }
 

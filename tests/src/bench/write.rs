@@ -20,6 +20,8 @@ pub struct Row {
     pub cpu_per_gib: f64,
     /// Largest process, bytes.
     pub peak: u64,
+    /// How often it ran.
+    pub runs: usize,
     /// Why it has no numbers.
     pub failed: Option<String>,
 }
@@ -131,7 +133,7 @@ pub fn table(
         limits.push(limits::measure(anneal, target, &parts, image.size)?);
         for contender in &mut contenders {
             if contender.failed.is_some()
-                || measure::slow_enough(contender.costs.iter().map(|cost| cost.wall))
+                || measure::slow(contender.costs.iter().map(|cost| cost.wall))
             {
                 continue;
             }
@@ -199,6 +201,7 @@ fn row(contender: &Contender, size: u64) -> Row {
             .map(|cost| cost.peak)
             .max()
             .unwrap_or(0),
+        runs: contender.costs.len(),
         failed: contender.failed.clone(),
     }
 }
