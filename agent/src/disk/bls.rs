@@ -132,7 +132,8 @@ fn words(line: &str) -> impl Iterator<Item = Range<usize>> {
         let mut quoted = false;
         let end = line[start..].find(|c: char| {
             quoted ^= c == '"';
-            c.is_whitespace() && !quoted
+            // No argument goes beyond its line, closed or not.
+            c == '\n' || (c.is_whitespace() && !quoted)
         });
         at = end.map_or(line.len(), |length| start + length);
         (at > start).then_some(start..at)
@@ -235,6 +236,14 @@ mod tests {
             let error = change(add, remove).unwrap_err();
             assert!(!error.contains("evil"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_ends_with_its_line() {
+        let change = change(&["a"], &["b=*"]).unwrap();
+        let edited = change.apply("options b=1\"\nlinux /x\n").unwrap();
+        assert_eq!(edited, "options a\nlinux /x\n");
+        assert_eq!(change.apply(&edited), None);
     }
 
     proptest::proptest! {
