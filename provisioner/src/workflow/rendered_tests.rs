@@ -87,7 +87,7 @@ fn flatcar() -> ImageFacts {
 
 fn prepared(
     machine: &Machine,
-    image: ImageFacts,
+    image: impl Into<Option<ImageFacts>>,
     workflow: &str,
     renderer: &Renderer,
 ) -> Result<Prepared, Vec<String>> {
@@ -100,9 +100,10 @@ fn prepared(
         plain: None,
         metadata: None,
     };
+    let image = image.into();
     let context = Context::new(
         machine,
-        Some(&image),
+        image.as_ref(),
         "run-1",
         "https://d",
         "PEM",
@@ -112,7 +113,7 @@ fn prepared(
         machine: machine.clone(),
         state: MachineState::Registered,
         inventory: None,
-        image: Some(image),
+        image,
         workflow: plan::parse(workflow, "w.yaml", renderer).unwrap(),
         renderer,
         context: context.with_configs(base, None),
@@ -121,6 +122,20 @@ fn prepared(
         StartError::Refused(reasons) => reasons,
         other => vec![other.to_string()],
     })
+}
+
+#[test]
+fn a_machine_without_image_is_told_what_to_do() {
+    let workflow = "name: w\nsteps:\n  - uses: netboot\n  - uses: stream-image\n    with: { image: \"{{ image.digest }}\" }\n";
+    let refused = prepared(&machines(1)[0], None, workflow, &renderer()).unwrap_err();
+    assert!(
+        refused[0].contains("has no image, and workflow w needs one"),
+        "{refused:?}"
+    );
+    assert!(refused[0].contains("`image: NAME@VERSION`"), "{refused:?}");
+    // One that needs none is not asked for one.
+    let workflow = "name: w\nsteps:\n  - uses: netboot\n  - uses: power-off\n";
+    assert!(prepared(&machines(1)[0], None, workflow, &renderer()).is_ok());
 }
 
 #[test]

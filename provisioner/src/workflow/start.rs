@@ -179,6 +179,10 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
     errors.extend(found);
     warnings.extend(more);
     errors.dedup();
+    if !errors.is_empty() && image.is_none() && needs_image(&workflow) {
+        // The reason of most of the others, which only name the variable.
+        errors.insert(0, no_image(&machine, &workflow));
+    }
     if !errors.is_empty() {
         return Err(StartError::Refused(errors));
     }
@@ -202,6 +206,13 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
         shown,
         documents,
     })
+}
+
+fn no_image(machine: &Machine, workflow: &Workflow) -> String {
+    format!(
+        "{} has no image, and workflow {} needs one: set `image: NAME@VERSION` in its inventory, or say --image",
+        machine.name, workflow.name
+    )
 }
 
 /// Whether a workflow needs an image.
