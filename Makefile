@@ -33,7 +33,7 @@ netboot: setup ## boot files, kernel and the agent's initramfs, in .cache/netboo
 	@ipxe/initramfs.sh $(NETBOOT)
 
 image: setup ## a sealed Debian image, .cache/debian.raw
-	@$(SUDO) tests/e2e/image/build.sh $(IMAGE)
+	@mkdir -p .cache && $(SUDO) flock .cache/image.lock tests/e2e/image/build.sh $(IMAGE)
 
 demo: build netboot image ## three machines from power-on to phone-home, then one again by curl
 	@$(SUDO) $(RACK) demo
@@ -60,14 +60,14 @@ test: test-workspace test-agent ## every test: unit, protocol, scenarios on virt
 
 # When the boot files cannot be made, the tests that need none still run.
 test-workspace: build
-	@$(MAKE) --no-print-directory netboot; made=$$?; \
+	@$(MAKE) --no-print-directory --keep-going netboot image; made=$$?; \
 	$(AS_ROOT) cargo test --no-fail-fast $(SIDE) && exit $$made
 
 # Its own cargo run: the agent and the daemon must not share a TLS provider.
 test-agent: setup
 	$(AS_ROOT) cargo test --no-fail-fast -p anneal-agent
 
-test-scenarios: build netboot ## only the scenarios
+test-scenarios: build netboot image ## only the scenarios
 	$(AS_ROOT) cargo test $(SIDE) --test scenarios
 
 test-kubernetes: build ## join tokens against a real kube-apiserver, built by Go from its release; needs etcd-server

@@ -8,6 +8,7 @@
 mod bench;
 mod daemon_killed;
 mod drift;
+mod first_boot;
 mod image_faults;
 mod machine_lost;
 mod published;
@@ -27,6 +28,7 @@ fn all() -> Vec<Scenario> {
     [
         machine_lost::SCENARIOS,
         daemon_killed::SCENARIOS,
+        first_boot::ignition::SCENARIOS,
         drift::SCENARIOS,
         published::SCENARIOS,
         image_faults::SCENARIOS,

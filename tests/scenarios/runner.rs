@@ -22,7 +22,7 @@ pub struct Scenario {
 }
 
 /// No scenario takes longer.
-const LIMIT: Duration = Duration::from_secs(420);
+const LIMIT: Duration = Duration::from_secs(900);
 /// How many run at once: machines are emulated, and each keeps a core busy.
 const AT_ONCE: usize = 2;
 /// How much of a failed scenario's output is shown.

@@ -80,6 +80,16 @@ impl DirectMachine {
         self.spawn(qemu)
     }
 
+    /// Starts what is installed on its disk, by BIOS.
+    ///
+    /// # Errors
+    /// When QEMU does not start.
+    pub fn start_disk(&mut self) -> anyhow::Result<()> {
+        let mut qemu = self.qemu()?;
+        qemu.args(["-boot", "c", "-machine", "graphics=off", "-m", "1024"]);
+        self.spawn(qemu)
+    }
+
     fn qemu(&self) -> anyhow::Result<Command> {
         let mut qemu = tool::command("qemu-system-x86_64")?;
         let netdev = format!(
