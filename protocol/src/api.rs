@@ -119,7 +119,7 @@ pub struct MachineView {
 }
 
 /// What a node says about itself when it phones home.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeReport {
     /// `/etc/machine-id`.
@@ -128,13 +128,23 @@ pub struct NodeReport {
     /// `PRETTY_NAME` of os-release, or what the OS calls its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<String>,
+    /// Version of the OS that runs, as its publisher counts: `VERSION_ID` of os-release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Version of the image that runs, if the image carries one: `IMAGE_VERSION` of os-release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_version: Option<String>,
+    /// Version that the run installed, when the node says that it runs another. The daemon's word,
+    /// not the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed_version: Option<String>,
     /// Host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// Kernel release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// Image digest the node believes it runs, if the image carries one.
+    /// Digest of the image that its configuration was made for, from the node's own copy of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
 }

@@ -24,6 +24,8 @@ mod render;
 mod scan;
 #[path = "api/two_parties.rs"]
 mod two_parties;
+#[path = "api/versions.rs"]
+mod versions;
 
 use std::time::Duration;
 

@@ -16,8 +16,15 @@ report=$config.json
 made=$(printf '%d' "0x$(printf %s "$RUN" | tr -d - | cut -c1-12)" 2>/dev/null) || made=0
 [ "$(date +%s)" -ge $((made / 1000)) ] || date --set="@$((made / 1000))" >/dev/null
 
-# What really runs, where the system can tell: an image's own version, a bootc image's digest.
+# What really runs, where the system can tell: the release, an image's own version, a bootc image's digest. The
+# provisioner compares them with what it installed: what counts otherwise than its publisher is not said.
 os=${PRETTY_NAME:-$NAME}
+version=${VERSION_ID:-}
+case "$OS" in
+fcos) version=${OSTREE_VERSION:-$version} ;;
+rhcos) version=${OPENSHIFT_VERSION:-} ;;
+bottlerocket) version= IMAGE_VERSION= ;; # this is a container: its release is not the machine's
+esac
 [ -z "${IMAGE_VERSION:-}" ] || os="$os, image ${IMAGE_ID:-} $IMAGE_VERSION"
 if command -v bootc >/dev/null 2>&1; then
   booted=$(bootc status --json --format-version=1 2>/dev/null | tr -d ' \n' | sed -n 's/.*"booted":{"image":{\(.*\)/\1/p')
@@ -26,8 +33,8 @@ if command -v bootc >/dev/null 2>&1; then
 fi
 
 text() { printf '"%s"' "$(printf %s "$1" | tr -d '[:cntrl:]' | cut -c1-250 | sed 's/[\\"]/\\&/g')"; }
-printf '{"machine_id":%s,"os":%s,"hostname":%s,"kernel":%s,"image":%s}\n' \
-  "$(text "$(cat /etc/machine-id)")" "$(text "$os")" \
+printf '{"machine_id":%s,"os":%s,"version":%s,"image_version":%s,"hostname":%s,"kernel":%s,"image":%s}\n' \
+  "$(text "$(cat /etc/machine-id)")" "$(text "$os")" "$(text "$version")" "$(text "${IMAGE_VERSION:-}")" \
   "$(text "$(uname -n)")" "$(text "$(uname -r)")" "$(text "$IMAGE")" >"$report"
 
 uptime() { cut -d. -f1 /proc/uptime; }

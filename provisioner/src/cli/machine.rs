@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anneal_protocol::agent::Inventory;
-use anneal_protocol::api::MachineView;
+use anneal_protocol::api::{MachineView, NodeReport};
 use anneal_protocol::machine::Mac;
 use anneal_protocol::net::Cidr;
 use anneal_protocol::node::{Nic, NodeConfig};
@@ -66,7 +66,7 @@ fn list(machines: &[MachineView]) -> String {
             .iter()
             .find(|nic| nic.boot)
             .or(machine.nics.first());
-        let os = machine.node.as_ref().and_then(|node| node.os.as_deref());
+        let os = machine.node.as_ref().and_then(os);
         table.row([
             machine.name.as_str(),
             &machine.state.to_string(),
@@ -78,10 +78,28 @@ fn list(machines: &[MachineView]) -> String {
                     .as_deref(),
             ),
             &image(machine),
-            cell(os),
+            cell(os.as_deref()),
         ]);
     }
     table.to_string()
+}
+
+/// What runs, and what should.
+fn os(node: &NodeReport) -> Option<String> {
+    let installed = node.installed_version.as_ref();
+    match (node.os.clone(), installed.and(version(node))) {
+        (Some(os), Some(version)) => Some(format!("{os} (version {version})")),
+        (os, version) => os.or(version),
+    }
+}
+
+/// The version that runs; when it is not the one that was installed, both.
+fn version(node: &NodeReport) -> Option<String> {
+    let runs = node.image_version.as_ref().or(node.version.as_ref())?;
+    Some(match &node.installed_version {
+        Some(installed) => format!("{runs}, NOT {installed}, which was installed"),
+        None => runs.clone(),
+    })
 }
 
 /// The image it should run; what is unproven is said, also of what it runs instead.
@@ -135,6 +153,7 @@ pub(super) fn show(machine: &MachineView) -> String {
     fact("run", machine.run.clone());
     if let Some(node) = &machine.node {
         fact("node os", node.os.clone());
+        fact("node version", version(node));
         fact("node host name", node.hostname.clone());
         fact("node kernel", node.kernel.clone());
         fact("node machine-id", node.machine_id.clone());

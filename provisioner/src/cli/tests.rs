@@ -464,7 +464,8 @@ fn a_machine_reads_well() {
         "nics": [ { "mac": "52:54:00:aa:00:01", "address": "10.77.0.11/24", "boot": true } ],
         "disk": { "type": "nvme", "min_size": 107_374_182_400u64 },
         "protected_disks": [ { "serial": "S5" } ],
-        "node": { "os": "Debian GNU/Linux 12", "machine_id": "ab12" },
+        "node": { "os": "Debian GNU/Linux 12", "version": "12", "image_version": "1", "installed_version": "2",
+                  "machine_id": "ab12" },
         "labels": { "pool": "general" }, "updated_at": "2026-11-21T10:00:00.000Z",
     }))
     .unwrap();
@@ -480,6 +481,7 @@ disk             min_size 100.0 GiB, type nvme
 protected        serial S5
 label            pool=general
 node os          Debian GNU/Linux 12
+node version     1, NOT 2, which was installed
 node machine-id  ab12
 changed          2026-11-21T10:00:00.000Z
 "

@@ -50,6 +50,9 @@ pub mod kind {
     pub const STEP_PROGRESS: &str = "step.progress";
     /// The installed system called home; `data` is the node's report.
     pub const PHONE_HOME: &str = "node.phone-home";
+    /// It runs another version than its run installed; `data.installed_version`, `data.version`,
+    /// `data.image_version`.
+    pub const OTHER_VERSION: &str = "node.other-version";
     /// Talos said something of its start; `data.event` is `sequence`, `phase`, `service` or
     /// `config-error`.
     pub const TALOS_EVENT: &str = "talos.event";

@@ -30,13 +30,7 @@ pub(super) struct Said {
 /// Reads a form. Unknown fields are skipped: newer versions may post more.
 pub(super) fn read(form: &[u8]) -> Said {
     let mut said = Said {
-        report: NodeReport {
-            machine_id: None,
-            os: None,
-            hostname: None,
-            kernel: None,
-            image: None,
-        },
+        report: NodeReport::default(),
         more: json!({ "by": "cloud-init" }),
     };
     let mut keys = Vec::new();

@@ -189,16 +189,17 @@ fn node(release: &BTreeMap<String, String>) -> NodeReport {
     let os = said("PRETTY_NAME").or_else(|| said("NAME"));
     let version = said("KAIROS_VERSION");
     NodeReport {
-        machine_id: None,
+        version: version
+            .as_deref()
+            .map(|v| v.trim_start_matches('v').to_owned()),
         os: match (os, version) {
             (Some(os), Some(version)) if !os.contains(&version) => {
                 Some(format!("{os}, Kairos {version}"))
             }
             (os, _) => os,
         },
-        hostname: None,
         kernel: said("KERNEL"),
-        image: None,
+        ..NodeReport::default()
     }
 }
 
@@ -268,7 +269,8 @@ mod tests {
         assert_eq!(
             report.data(),
             json!({
-                "machine_id": "ab", "hostname": "r1n1", "os": "Ubuntu 24.04, Kairos v4.2.0", "kernel": "6.8",
+                "machine_id": "ab", "hostname": "r1n1", "os": "Ubuntu 24.04, Kairos v4.2.0",
+                "version": "4.2.0", "kernel": "6.8",
                 "by": "kairos", "evidence": "heartbeat", "boot_state": "active",
                 "agent_version": "2.31.4", "addresses": ["10.77.0.11"],
             })

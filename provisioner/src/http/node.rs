@@ -33,8 +33,13 @@ async fn phone_home(
     State(shared): State<Shared>,
     axum::Extension(peer): axum::Extension<Peer>,
     headers: HeaderMap,
-    JsonBody(report): JsonBody<NodeReport>,
+    JsonBody(mut report): JsonBody<NodeReport>,
 ) -> ApiResult<StatusCode> {
+    report.installed_version = None;
+    for version in [&mut report.version, &mut report.image_version] {
+        // A release without one is read as an empty text by scripts.
+        *version = version.take().filter(|version| !version.is_empty());
+    }
     let secret = bearer(&headers).ok_or_else(|| {
         ApiError::new(
             StatusCode::UNAUTHORIZED,
@@ -167,6 +172,8 @@ pub(super) fn check(report: &NodeReport) -> ApiResult<()> {
     let fields = [
         ("machine_id", &report.machine_id),
         ("os", &report.os),
+        ("version", &report.version),
+        ("image_version", &report.image_version),
         ("hostname", &report.hostname),
         ("kernel", &report.kernel),
         ("image", &report.image),

@@ -110,6 +110,9 @@ pub struct ImageFacts {
     pub version: String,
     /// OS family, `debian`.
     pub os: String,
+    /// Version of the OS, as its publisher counts.
+    #[serde(default)]
+    pub os_version: Option<String>,
     /// Bytes of the raw disk.
     pub size: u64,
     /// SHA-256 of the raw disk, hex.

@@ -160,6 +160,7 @@ fn every_template_of_debian_renders_for_a_machine_without_leaking_the_token() {
         name: "debian".into(),
         version: "12".into(),
         os: "debian".into(),
+        os_version: None,
         size: 1,
         sha256: "aa".into(),
         unproven: false,

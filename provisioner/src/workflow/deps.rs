@@ -107,6 +107,7 @@ impl ImageSource for Catalog {
                     name: image.name,
                     version: image.version,
                     os: image.os,
+                    os_version: image.os_version,
                     size: image.size,
                     sha256: image.sha256,
                     unproven: image.proof.is_none(),

@@ -26,6 +26,7 @@ mod rendered;
 pub mod run;
 mod secrets;
 pub mod texts;
+pub mod version;
 
 mod agents;
 mod api_port;

@@ -27,6 +27,7 @@ pub(super) fn image() -> ImageFacts {
         name: "debian".into(),
         version: "12".into(),
         os: "debian".into(),
+        os_version: None,
         size: 1 << 30,
         sha256: "aa11".into(),
         unproven: false,

@@ -162,6 +162,7 @@ impl ImageSource for World {
                 name: "debian".into(),
                 version: "12".into(),
                 os: "debian".into(),
+                os_version: None,
                 size: 1 << 20,
                 sha256: SHA.into(),
                 unproven: false,

@@ -2,6 +2,7 @@
 
 use super::engine::Change;
 use super::run::{Snapshot, StepRow, StepState};
+use super::version::INSTALLED;
 use crate::attestation::Attestation;
 use crate::event::{Event, kind};
 
@@ -16,6 +17,7 @@ pub fn events(s: &Snapshot, change: &Change) -> Vec<Event> {
             && before.boot_id == after.boot_id;
         if !same {
             events.push(about(step_event(before, after)));
+            events.extend(other_version(after).map(about));
         }
     }
     if s.run.state != change.run.state {
@@ -42,6 +44,19 @@ pub fn attested(attestation: &Attestation) -> Event {
         .machine(&attestation.machine)
         .run(&attestation.run)
         .data(serde_json::json!({ "id": attestation.id, "kind": attestation.kind }))
+}
+
+/// That the node called home from another version than was installed.
+fn other_version(after: &StepRow) -> Option<Event> {
+    let said = after.output.as_ref()?;
+    let installed = said[INSTALLED].as_str()?;
+    let data = serde_json::json!({
+        "installed_version": installed,
+        "version": said["version"],
+        "image_version": said["image_version"],
+    });
+    let event = Event::new(kind::OTHER_VERSION, after.reason.clone());
+    (after.state == StepState::Failed).then(|| event.data(data))
 }
 
 fn step_event(before: &StepRow, after: &StepRow) -> Event {

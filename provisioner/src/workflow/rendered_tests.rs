@@ -81,6 +81,7 @@ fn machines(number: u32) -> Vec<Machine> {
 fn flatcar() -> ImageFacts {
     ImageFacts {
         os: "flatcar".into(),
+        os_version: None,
         ..image()
     }
 }

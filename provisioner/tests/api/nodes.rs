@@ -15,6 +15,9 @@ pub const OTHER_MACHINE: &str = "10.77.0.12";
 /// Nobody's reserved address.
 pub const NOBODY: &str = "10.77.0.1";
 
+/// Bytes of an image that is written to a machine of code.
+const IMAGE_SIZE: u64 = 1 << 20;
+
 /// A daemon and a machine that it has installed.
 pub struct Node {
     pub daemon: Daemon,
@@ -32,12 +35,48 @@ impl Node {
         change: impl FnOnce(&mut Settings),
         templates: &[(&str, &str)],
     ) -> Self {
+        let mut node = Self::enrolled(None, contents, wait, change, templates).await;
+        node.configured().await;
+        node
+    }
+
+    /// As [`Self::installed`], from an image whose OS is of this version.
+    pub async fn of_version(contents: &str, os_version: &str) -> Self {
+        let mut node =
+            Self::enrolled(Some(os_version), contents, "{ by: token }", |_| {}, &[]).await;
+        let order = node.order().await;
+        let amount = |bytes| json!({ "frames": 1, "bytes": bytes });
+        let output = json!({
+            "disk": "vda", "serial": "DISK1", "image": order["action"]["image"], "bytes": IMAGE_SIZE,
+            "written": amount(IMAGE_SIZE), "zeroed": amount(0), "unchanged": amount(0), "compared": amount(0),
+            "transferred": 1, "sources": [], "duration_ms": 1, "peak_memory": 0,
+            "times": { "compare_ms": 0, "fetch_ms": 1, "write_ms": 1, "verify_ms": 1 },
+        });
+        node.tell(&order, json!({"outcome": "succeeded", "output": output}))
+            .await;
+        node.configured().await;
+        node.started("step 5").await;
+        node
+    }
+
+    /// Goes on until the agent has enrolled.
+    async fn enrolled(
+        image: Option<&str>,
+        contents: &str,
+        wait: &str,
+        change: impl FnOnce(&mut Settings),
+        templates: &[(&str, &str)],
+    ) -> Self {
         own_network();
         let state = tempfile::tempdir().unwrap();
         let folder = |name: &str| state.path().join(name);
         std::fs::create_dir_all(folder("workflows")).unwrap();
+        let stream = image.map_or(
+            "",
+            |_| "  - uses: stream-image\n    with: { verify: none }\n",
+        );
         let workflow = format!(
-            "name: node\nsteps:\n  - uses: netboot\n  - uses: write-file\n    with: {{ partition: {{ label: OEM }}, path: /config, contents: {} }}\n  - uses: reboot\n  - uses: wait-phone-home\n    with: {wait}\n    timeout: 5m\n",
+            "name: node\nsteps:\n  - uses: netboot\n{stream}  - uses: write-file\n    with: {{ partition: {{ label: OEM }}, path: /config, contents: {} }}\n  - uses: reboot\n  - uses: wait-phone-home\n    with: {wait}\n    timeout: 5m\n",
             json!(contents)
         );
         std::fs::write(folder("workflows/node.yaml"), workflow).unwrap();
@@ -54,6 +93,10 @@ impl Node {
             change(settings);
         })
         .await;
+        if image.is_some() {
+            let raw = vec![7; usize::try_from(IMAGE_SIZE).unwrap()];
+            daemon.add_image_of("debian@99", raw, image).await;
+        }
         let inventory = daemon.admin.post(daemon.url("/api/v1/inventory"));
         let answer = inventory.body(INVENTORY).send().await.unwrap();
         assert_eq!(answer.status(), 200);
@@ -67,23 +110,33 @@ impl Node {
         let (status, enrolled) = daemon.enroll(MACHINE, &boot, &key).await;
         assert_eq!(status, 200, "{enrolled}");
         let agent = daemon.agent_client(&key, enrolled["certificate"].as_str().unwrap());
-        let mut node = Self {
+        Self {
             run: run["id"].as_str().unwrap().to_owned(),
             written: String::new(),
             daemon,
             agent,
-        };
-        let order = node.order().await;
+        }
+    }
+
+    /// The agent writes the configuration and leaves.
+    async fn configured(&mut self) {
+        let order = self.order().await;
         let contents = order["action"]["contents_base64"].as_str();
         let contents = contents.unwrap_or_else(|| panic!("{order}"));
         let bytes = base64::engine::general_purpose::STANDARD.decode(contents);
-        node.written = String::from_utf8(bytes.unwrap()).unwrap();
+        self.written = String::from_utf8(bytes.unwrap()).unwrap();
         let output = json!({"partition": "vda3", "bytes": 1, "sha256": "00"});
-        node.tell(&order, json!({"outcome": "succeeded", "output": output}))
+        self.tell(&order, json!({"outcome": "succeeded", "output": output}))
             .await;
-        let order = node.order().await;
-        node.tell(&order, json!({"outcome": "leaving"})).await;
-        node
+        let order = self.order().await;
+        self.tell(&order, json!({"outcome": "leaving"})).await;
+    }
+
+    /// The machine starts its disk.
+    async fn started(&self, waits_at: &str) {
+        self.daemon.script(MACHINE, "52-54-00-aa-00-01").await;
+        self.until(|run| run["why"].as_str().unwrap().contains(waits_at))
+            .await;
     }
 
     /// As [`Self::written`], and the machine starts its disk: its run waits for it.
@@ -94,9 +147,7 @@ impl Node {
         templates: &[(&str, &str)],
     ) -> Self {
         let node = Self::written(contents, wait, change, templates).await;
-        node.daemon.script(MACHINE, "52-54-00-aa-00-01").await;
-        node.until(|run| run["why"].as_str().unwrap().contains("step 4"))
-            .await;
+        node.started("step 4").await;
         node
     }
 

@@ -209,11 +209,22 @@ impl Daemon {
 
     /// Puts a raw disk into the catalog, unproven; how images are really added has its own tests.
     pub async fn add_image(&self, reference: &str, raw: Vec<u8>) -> Value {
+        self.add_image_of(reference, raw, None).await
+    }
+
+    /// [`Self::add_image`] with the version of its OS.
+    pub async fn add_image_of(
+        &self,
+        reference: &str,
+        raw: Vec<u8>,
+        os_version: Option<&str>,
+    ) -> Value {
         let (name, version) = reference.split_once('@').unwrap();
         let request = SealRequest {
             name: name.to_owned(),
             version: version.to_owned(),
             os: Some("debian".to_owned()),
+            os_version: os_version.map(str::to_owned),
             ..SealRequest::default()
         };
         let finish = || Ok::<_, ImageError>(Findings::default());
@@ -265,6 +276,11 @@ impl Daemon {
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// A client at an address, without a key.
+    pub fn client_at(&self, from: &str) -> reqwest::Client {
+        client(&self.ca, None, Some(from))
     }
 
     /// The boot script for a MAC, asked for from a loopback address.

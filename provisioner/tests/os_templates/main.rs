@@ -174,6 +174,7 @@ impl Case {
             name: self.family.name.into(),
             version: self.version.into(),
             os: self.family.name.into(),
+            os_version: None,
             size: 512,
             sha256: "00".into(),
             unproven: false,

@@ -87,6 +87,29 @@ fn says_which_container_runs() {
 }
 
 #[test]
+fn says_the_version_that_runs() {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap();
+    let said = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_ID="));
+    let (dir, _) = call_home("echo 204", None);
+    let report = sent(dir.path());
+    assert_eq!(
+        report["version"],
+        said.unwrap_or_default().trim_matches('"'),
+        "{report}"
+    );
+    let image = release
+        .lines()
+        .find_map(|line| line.strip_prefix("IMAGE_VERSION="));
+    assert_eq!(
+        report["image_version"],
+        image.unwrap_or_default().trim_matches('"'),
+        "{report}"
+    );
+}
+
+#[test]
 fn the_token_is_where_only_root_reads() {
     let text = case(Family::of("debian"), "", "dhcp").own("user-data");
     let config: serde_json::Value = serde_saphyr::from_str(&text).unwrap();

@@ -11,6 +11,7 @@ use crate::workflow::caller::{Caller, Wait};
 use crate::workflow::duration;
 use crate::workflow::plan::Step;
 use crate::workflow::run::{PowerMark, Snapshot, StepRow, StepState};
+use crate::workflow::version::{INSTALLED, Other};
 
 pub(super) fn decide(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
     let row = &s.steps[idx];
@@ -163,8 +164,26 @@ fn arrived(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Option<Change>
     if !begun {
         edit.begin(s, idx, StepState::Waiting, now);
     }
-    edit.succeed(idx, Some(output), now);
+    match other_version(s, idx, step, &output) {
+        Some(other) => {
+            let mut output = output;
+            output[INSTALLED] = other.installed.clone().into();
+            edit.steps[idx].output = Some(output);
+            edit.fail_step(s, idx, &other.sentence(), now);
+        }
+        None => edit.succeed(idx, Some(output), now),
+    }
     Some(edit.into_change())
+}
+
+/// The node called home from another version than this run wrote to its disk.
+fn other_version(s: &Snapshot, idx: usize, step: &Step, said: &serde_json::Value) -> Option<Other> {
+    let wrote = |row: &StepRow| {
+        row.state == StepState::Succeeded && s.action(row.idx) == Some(Action::StreamImage)
+    };
+    (step.uses == Action::WaitPhoneHome && s.steps[..idx].iter().any(wrote))
+        .then(|| Other::of(said, s.plan.image.as_ref()?))
+        .flatten()
 }
 
 /// Since when a call home counts: since the machine left for its disk in this run.

@@ -174,15 +174,11 @@ pub(super) fn finish(s: &Snapshot, now: Millis) -> Change {
         return edit.into_change();
     }
     edit.stop_steps("the run succeeded", now);
-    edit.run.reason = match s
-        .steps
-        .iter()
-        .filter(|r| r.state == StepState::Failed)
-        .count()
-    {
-        0 => String::new(),
-        n => format!("{n} steps failed that were allowed to"),
-    };
+    let allowed = s.steps.iter().filter(|r| r.state == StepState::Failed);
+    let failed: Vec<_> = allowed
+        .map(|row| format!("step `{}` failed, which it may: {}", row.name, row.reason))
+        .collect();
+    edit.run.reason = failed.join("; ");
     edit.end_run(RunState::Succeeded, now);
     edit.into_change()
 }
@@ -308,7 +304,11 @@ pub fn machine_change(s: &Snapshot, change: &Change, now: Millis) -> Option<Mach
             .iter()
             .find(|row| row.state == StepState::Succeeded && s.action(row.idx).is_some_and(action))
     };
-    let called = done(|action| action == Action::WaitPhoneHome);
+    // One that failed although the node called home heard of another version than was installed.
+    let called = change.steps.iter().find(|row| {
+        let called = row.state == StepState::Succeeded || row.output.is_some();
+        called && s.action(row.idx) == Some(Action::WaitPhoneHome)
+    });
     let wrote = done(|action| action.spec().destructive).is_some();
     let state = match after {
         RunState::Succeeded if called.is_some() => MachineState::Provisioned,

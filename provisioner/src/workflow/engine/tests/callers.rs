@@ -129,3 +129,81 @@ fn the_api_port_is_looked_at_when_half_the_time_went_by_in_silence() {
         Decision::Wait(_)
     ));
 }
+
+/// The agent wrote an image of this version, left, and the node said something.
+fn called(os_version: Option<&str>, said: serde_json::Value) -> Snapshot {
+    let mut s = waits("{ by: token }");
+    s.plan.image.as_mut().unwrap().os_version = os_version.map(str::to_owned);
+    see(&mut s, kind::PHONE_HOME, at(100), said);
+    settle_down(&mut s, at(100));
+    s
+}
+
+#[test]
+fn a_node_that_runs_another_version_than_was_installed_is_no_success() {
+    let fell_back = serde_json::json!({ "hostname": "r1n1", "image_version": "1" });
+    let s = called(Some("2"), fell_back.clone());
+    let reason = "the installed image debian@12 says version 2, the node runs 1";
+    assert_eq!(
+        (s.run.state, s.run.reason.as_str()),
+        (
+            RunState::Failed,
+            &*format!("step `wait-phone-home` failed: {reason}")
+        )
+    );
+    let output = s.steps[3].output.as_ref().unwrap();
+    assert_eq!(output["installed_version"], "2", "{output}");
+    assert_eq!(output["image_version"], "1", "{output}");
+    // Again is the same: the node has said what it runs.
+    let mut again = s.clone();
+    apply(&mut again, reopen(&s, at(200)).unwrap());
+    settle_down(&mut again, at(200));
+    assert_eq!(
+        (again.run.state, again.run.reason),
+        (s.run.state, s.run.reason)
+    );
+
+    for (os_version, said) in [
+        (Some("1"), fell_back.clone()),
+        (None, fell_back.clone()),
+        (Some("2"), serde_json::json!({ "hostname": "r1n1" })),
+    ] {
+        let s = called(os_version, said);
+        assert_eq!(s.run.state, RunState::Succeeded, "{}", s.run.reason);
+        assert!(s.steps[3].output.as_ref().unwrap()["installed_version"].is_null());
+    }
+    // A run that wrote nothing has no opinion.
+    let mut s = waits("{ by: token }");
+    s.plan.image.as_mut().unwrap().os_version = Some("2".to_owned());
+    s.steps[1].state = StepState::Skipped;
+    see(&mut s, kind::PHONE_HOME, at(100), fell_back);
+    settle_down(&mut s, at(100));
+    assert_eq!(s.run.state, RunState::Succeeded);
+}
+
+#[test]
+fn another_version_is_told_and_a_step_may_allow_it() {
+    let mut s = waits("{ by: token }");
+    s.plan.image.as_mut().unwrap().os_version = Some("2".to_owned());
+    s.plan.workflow.steps[3].continue_on_error = true;
+    let said = serde_json::json!({ "version": "1", "os": "Debian" });
+    see(&mut s, kind::PHONE_HOME, at(100), said);
+    let Decision::Change(change) = decide(&s, at(100)) else {
+        panic!("nothing happened")
+    };
+    let events = crate::workflow::record::events(&s, &change);
+    let told: Vec<_> = events.iter().map(|event| &*event.kind).collect();
+    assert_eq!(told, ["step.failed", kind::OTHER_VERSION]);
+    let reason = "the installed image debian@12 says version 2, the node runs 1";
+    assert_eq!(events[1].message, reason);
+    assert_eq!(events[1].data["installed_version"], "2");
+    apply(&mut s, *change);
+    let Decision::Change(last) = decide(&s, at(101)) else {
+        panic!("the run goes on")
+    };
+    let machine = machine_change(&s, &last, at(101)).unwrap();
+    assert_eq!(machine.state, MachineState::Provisioned);
+    assert_eq!(machine.node.unwrap()["installed_version"], "2");
+    assert_eq!(last.run.state, RunState::Succeeded);
+    assert!(last.run.reason.contains(reason), "{}", last.run.reason);
+}
