@@ -155,6 +155,9 @@ pub enum AgentAction {
         contents_base64: String,
         /// Permission bits, octal text such as `0600`.
         mode: String,
+        /// Those of parents that have to be made; default `0755`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        directory_mode: Option<String>,
         /// Numeric owner.
         #[serde(default)]
         uid: u32,

@@ -145,6 +145,8 @@ fn read(root: &OwnedFd, folder: &str, name: &str, change: &Change) -> io::Result
         path,
         contents: edited.into_bytes(),
         mode: Mode::from_raw_mode(known.mode() & 0o7777),
+        // There is nothing to make: the entry is there.
+        directory_mode: Mode::empty(),
         owner: (Uid::from_raw(known.uid()), Gid::from_raw(known.gid())),
         attributes: attributes(&file)?,
     }))

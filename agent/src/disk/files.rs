@@ -24,8 +24,10 @@ use crate::boot;
 use crate::cmdline::Options;
 use crate::step::fail;
 
-/// Directories that have to be made.
+/// Directories that have to be made, unless the order says otherwise.
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
+/// Where SELinux has its labels.
+const LABEL: &str = "security.selinux";
 
 /// What to write, checked.
 #[derive(Debug)]
@@ -36,9 +38,11 @@ pub(super) struct NewFile {
     pub contents: Vec<u8>,
     /// Permission bits.
     pub mode: Mode,
+    /// Those of parents that have to be made.
+    pub directory_mode: Mode,
     /// User and group.
     pub owner: (Uid, Gid),
-    /// Extended attributes, by name: a file that is replaced keeps what it had.
+    /// Extended attributes, by name. The SELinux label of a file that is replaced stays in any case.
     pub attributes: Vec<(OsString, Vec<u8>)>,
 }
 
@@ -53,6 +57,7 @@ pub fn write(options: &Options, action: &AgentAction) -> Result<WriteFileResult,
         path,
         contents_base64,
         mode,
+        directory_mode,
         uid,
         gid,
     } = action
@@ -66,6 +71,9 @@ pub fn write(options: &Options, action: &AgentAction) -> Result<WriteFileResult,
         path: components(path)?,
         contents,
         mode: permissions(mode)?,
+        directory_mode: directory_mode
+            .as_deref()
+            .map_or(Ok(DIRECTORY_MODE), permissions)?,
         owner: (Uid::from_raw(*uid), Gid::from_raw(*gid)),
         attributes: Vec::new(),
     };
@@ -154,9 +162,10 @@ pub(super) fn put(root: &OwnedFd, new: &NewFile) -> io::Result<()> {
     let Some((name, parents)) = new.path.split_last() else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let directory = make_directories(root, parents)?;
+    let directory = make_directories(root, parents, new.directory_mode)?;
     let temporary = format!(".anneal-{}.tmp", std::process::id());
-    let result = fill(&directory, &temporary, new).and_then(|()| {
+    let label = label(&directory, name)?;
+    let result = fill(&directory, &temporary, new, label.as_deref()).and_then(|()| {
         rustix::fs::renameat(&directory, &temporary, &directory, name.as_str())?;
         Ok(rustix::fs::fsync(&directory)?)
     });
@@ -167,7 +176,30 @@ pub(super) fn put(root: &OwnedFd, new: &NewFile) -> io::Result<()> {
     result
 }
 
-fn fill(directory: &OwnedFd, temporary: &str, new: &NewFile) -> io::Result<()> {
+/// The label of the file that is there, if it has one. A link is replaced, not followed.
+fn label(directory: &OwnedFd, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
+        other => other?,
+    };
+    let mut value = vec![0; 4096];
+    match rustix::fs::fgetxattr(&file, LABEL, &mut value[..]) {
+        // vfat has none.
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        other => {
+            value.truncate(other?);
+            Ok(Some(value))
+        }
+    }
+}
+
+fn fill(
+    directory: &OwnedFd,
+    temporary: &str,
+    new: &NewFile,
+    label: Option<&[u8]>,
+) -> io::Result<()> {
     // Left over from an earlier attempt that lost power.
     match rustix::fs::unlinkat(directory, temporary, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
@@ -182,6 +214,9 @@ fn fill(directory: &OwnedFd, temporary: &str, new: &NewFile) -> io::Result<()> {
     rustix::fs::fchown(&file, Some(uid), Some(gid))?;
     // After chown, which may clear bits.
     rustix::fs::fchmod(&file, new.mode)?;
+    if let Some(label) = label {
+        rustix::fs::fsetxattr(&file, LABEL, label, XattrFlags::empty())?;
+    }
     for (name, value) in &new.attributes {
         rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())?;
     }
@@ -189,7 +224,7 @@ fn fill(directory: &OwnedFd, temporary: &str, new: &NewFile) -> io::Result<()> {
 }
 
 /// Opens the directory that these components lead to, making what is missing.
-fn make_directories(root: &OwnedFd, components: &[String]) -> io::Result<OwnedFd> {
+fn make_directories(root: &OwnedFd, components: &[String], mode: Mode) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |path: &PathBuf| rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE);
     let mut path = PathBuf::from(".");
@@ -198,9 +233,12 @@ fn make_directories(root: &OwnedFd, components: &[String]) -> io::Result<OwnedFd
         path.push(component);
         directory = match open(&path) {
             Err(Errno::NOENT) => {
-                rustix::fs::mkdirat(&directory, component.as_str(), DIRECTORY_MODE)?;
+                rustix::fs::mkdirat(&directory, component.as_str(), mode)?;
                 rustix::fs::fsync(&directory)?;
-                open(&path)?
+                let made = open(&path)?;
+                // Whatever this process's umask says.
+                rustix::fs::fchmod(&made, mode)?;
+                made
             }
             other => other?,
         };
@@ -256,6 +294,7 @@ mod tests {
             path: components(path).unwrap(),
             contents: contents.to_vec(),
             mode: Mode::from_raw_mode(mode),
+            directory_mode: DIRECTORY_MODE,
             owner: (rustix::process::getuid(), rustix::process::getgid()),
             attributes: Vec::new(),
         }

@@ -14,6 +14,7 @@ fn new(path: &str, contents: &[u8], mode: u32) -> NewFile {
         path: components(path).unwrap(),
         contents: contents.to_vec(),
         mode: Mode::from_raw_mode(mode),
+        directory_mode: Mode::from_raw_mode(0o700),
         owner: (Uid::from_raw(1234), Gid::from_raw(567)),
         attributes: Vec::new(),
     }
@@ -54,6 +55,26 @@ fn is_unmounted(node: &Path) -> bool {
         std::thread::sleep(Duration::from_millis(20));
     }
     false
+}
+
+/// A system with SELinux may not read what has lost its label.
+#[test]
+fn what_replaces_a_file_has_its_label_and_new_directories_their_mode() {
+    for (kind, mib, package, mkfs) in &FILE_SYSTEMS[1..] {
+        let disk = Loop::new(&format!("an-agent-label-{kind}"), *mib, package, mkfs);
+        let node = disk.partition();
+        script(
+            &node,
+            "mount \"$1\" /mnt; echo old >/mnt/old; setfattr -n security.selinux -v boot_t /mnt/old",
+        );
+        put(&disk, "/old", b"new").unwrap();
+        put(&disk, "/a/b/new", b"new").unwrap();
+        let seen = script(
+            &node,
+            "mount -o ro \"$1\" /mnt; cd /mnt; cat old; getfattr --only-values -n security.selinux old; getfattr -d -m - a/b/new; stat -c ' %a' a a/b",
+        );
+        assert_eq!(seen, "newboot_t 700\n 700", "{kind}");
+    }
 }
 
 #[test]

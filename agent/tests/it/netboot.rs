@@ -125,6 +125,7 @@ fn install(image: AgentAction) -> Vec<AgentAction> {
         path: path.into(),
         contents_base64: base64::engine::general_purpose::STANDARD.encode(text),
         mode: "0640".into(),
+        directory_mode: None,
         uid: 12,
         gid: 34,
     };

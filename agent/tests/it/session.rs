@@ -102,6 +102,7 @@ fn installs_an_image_and_a_file_and_leaves() {
                 path: "/etc/anneal/config".into(),
                 contents_base64: base64::engine::general_purpose::STANDARD.encode(secret),
                 mode: "0640".into(),
+                directory_mode: Some("0750".into()),
                 uid: 12,
                 gid: 34,
             },
@@ -172,6 +173,9 @@ fn installs_an_image_and_a_file_and_leaves() {
             && stat.contains("Group:    34"),
         "{stat}"
     );
+
+    let stat = debugfs("stat /etc/anneal");
+    assert!(stat.contains("Mode:  0750"), "{stat}");
 
     let first: NextRequest = daemon.server.requests("/next")[0].json();
     let inventory = first

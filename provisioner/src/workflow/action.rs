@@ -226,6 +226,7 @@ pub static ACTIONS: &[Spec] = &[
             required("path", Kind::Path),
             required("contents", Kind::Text),
             optional("mode", Kind::Mode),
+            optional("directory_mode", Kind::Mode),
             optional("uid", Kind::Number),
             optional("gid", Kind::Number),
             DISK,

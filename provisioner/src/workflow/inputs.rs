@@ -164,6 +164,7 @@ pub fn typed(
             mode: read
                 .optional_text("mode")?
                 .unwrap_or_else(|| "0644".to_owned()),
+            directory_mode: read.optional_text("directory_mode")?,
             uid: read.number("uid")?,
             gid: read.number("gid")?,
         }),
