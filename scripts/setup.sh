@@ -59,6 +59,7 @@ python3-grpcio|a real gRPC client in the tests of the event sink
 python3-protobuf|its messages
 protobuf-compiler|makes them from the definitions
 cloud-init|its own validators of what templates make for it
+python3-jsonschema|judges Talos' documents by its JSON Schemas
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests
 nginx-light|an independent HTTP server: what the image port is compared with

@@ -1,7 +1,8 @@
 //! The shipped templates, rendered for fixture machines by the real renderer.
 //!
 //! `golden/machines/*.yaml` are inventories, one a network variant; every template of every family
-//! is rendered for each of them and each role, and compared with a file below `golden/<family>/`.
+//! is rendered for each of them and each role, and compared with a file below `golden/<family>/`, unless
+//! the text is the first machine's. `config.ign` is made of `ignition.yaml`: one of it is enough.
 //! `ANNEAL_BLESS=1` writes these files anew. The other modules hold what the systems' own
 //! software says to the same texts.
 #![allow(clippy::unwrap_used)]
@@ -9,21 +10,30 @@
 mod cloud_init;
 mod golden;
 mod ignition;
+mod others;
 mod refusals;
 mod scripts;
+mod talos;
 mod workflows;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
+use base64::Engine as _;
 use provisioner::machine::{Machine, file};
-use provisioner::render::{ConfigBase, Context, ImageFacts, PhoneHome, RenderError, Renderer};
+use provisioner::render::{
+    ClusterFacts, ConfigBase, Context, ImageFacts, JoinSecrets, PhoneHome, RenderError, Renderer,
+};
 
 /// A run's id.
 pub const RUN: &str = "0199f0a2-7c11-7000-8000-000000000001";
 /// The phone-home token.
 pub const TOKEN: &str = "5ec7e7";
+/// A token to join with.
+pub const JOIN_TOKEN: &str = "abcdef.0123456789abcdef";
+/// A private key of a Talos cluster, in base64.
+pub const SECRET_KEY: &str = "c2VjcmV0IGtleQ==";
 /// Names of the inventories.
 pub const NETWORKS: [&str; 3] = ["dhcp", "static", "bond-vlan"];
 
@@ -51,6 +61,8 @@ const COREOS: &[&str] = &[
     "pointer.ign",
     "ignition.firstboot",
 ];
+const KAIROS: &[&str] = &["cloud-config.yaml", "grubcustom"];
+const TALOS: &[&str] = &["machine.yaml", "cmdline", "meta-data"];
 const BOTH: &[&str] = &["worker", "control-plane"];
 
 const fn family(
@@ -81,8 +93,19 @@ pub const FAMILIES: &[Family] = &[
     family("ubuntu", "ubuntu", "24.04", CLOUD_INIT, BOTH),
     family("flatcar", "flatcar", "4593.2.5", FLATCAR, BOTH),
     family("fcos", "fcos", "43.20261101.3.0", COREOS, BOTH),
+    family("rhcos", "rhcos", "9.6.20261101-0", COREOS, BOTH),
+    family(
+        "bottlerocket",
+        "bottlerocket",
+        "1.30.0",
+        &["net.toml", "user-data.toml"],
+        &["worker"],
+    ),
+    family("kairos", "kairos", "4.2.0", KAIROS, BOTH),
     family("bootc", "bootc", "43", SEED, BOTH),
     family("rauc", "rauc", "7", &["configure"], BOTH),
+    family("talos-1.13", "talos", "1.13.9", TALOS, BOTH),
+    family("talos-1.15", "talos", "1.15.0", TALOS, BOTH),
 ];
 
 impl Family {
@@ -133,7 +156,7 @@ pub fn case(family: &'static Family, role: &str, network: &str) -> Case {
 fn adapt(family: &str, machine: &mut Machine) {
     let config = &mut machine.config;
     config.cluster = machine.role.as_ref().map(|_| "prod".to_owned());
-    if ["debian", "ubuntu", "kairos", "talos"].contains(&family) {
+    if ["debian", "ubuntu", "talos"].contains(&family) {
         config.kernel_args.clear();
     }
     if ["bottlerocket", "talos"].contains(&family) {
@@ -166,6 +189,26 @@ fn adapt(family: &str, machine: &mut Machine) {
     }
 }
 
+/// What the cluster `prod` gives to a machine of it.
+fn secrets() -> JoinSecrets {
+    let text = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let pair = serde_json::json!({ "crt": text(&ca()), "key": SECRET_KEY });
+    let bundle = serde_json::json!({
+        "cluster_id": "id=", "cluster_secret": "secret=", "cluster_token": "inn7ol.u4ehnti8qyls9ymo",
+        "machine_token": "d8cwfa.eyvpi0xwxyarbfid", "secretbox_secret": "sbx=",
+        "machine_ca": pair, "k8s_ca": pair, "k8s_aggregator_ca": pair, "etcd_ca": pair,
+        "k8s_service_account": { "key": SECRET_KEY },
+    });
+    JoinSecrets {
+        token: Some(JOIN_TOKEN.to_owned().into()),
+        token_id: Some("abcdef".into()),
+        expires_at: Some("2026-11-21T20:00:00Z".into()),
+        ca_pem: Some(ca()),
+        ca_hash: Some(format!("sha256:{}", "ab".repeat(32))),
+        bundle: bundle.as_object().cloned(),
+    }
+}
+
 impl Case {
     /// The image that is installed.
     pub fn image(&self) -> ImageFacts {
@@ -193,9 +236,23 @@ impl Case {
             plain: Some("http://10.77.0.1:8080".into()),
             metadata: None,
         };
+        let cluster = self
+            .machine
+            .config
+            .cluster
+            .as_ref()
+            .map(|name| ClusterFacts {
+                name: name.clone(),
+                endpoint: "https://10.77.0.100:6443".into(),
+                host: "10.77.0.100:6443".into(),
+                token_id: true,
+                ca: true,
+                bundle: self.family.name == "talos",
+            });
         let server = "https://10.77.0.1:8443";
         Context::new(&self.machine, Some(&image), RUN, server, &ca(), phone_home)
             .with_event_sink(Some("10.77.0.1:8082"))
+            .with_cluster(cluster.as_ref(), Some(&secrets()))
             .with_configs(base, None)
     }
 

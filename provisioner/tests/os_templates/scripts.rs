@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::{Family, TOKEN, case, folder, run};
+use super::{FAMILIES, Family, NETWORKS, TOKEN, case, cases, folder, run};
 
 /// Makes a program that prints `text`.
 fn stub(dir: &Path, name: &str, text: &str) {
@@ -120,4 +120,41 @@ fn the_token_is_where_only_root_reads() {
     }
     let command = config["runcmd"].as_array().unwrap().last().unwrap();
     assert_eq!(command[4 - 1], "anneal-phone-home.service");
+}
+
+/// What GRUB sources, read by GRUB's own parser; and an argument is what it was, whatever is in it.
+#[test]
+fn grub_reads_what_is_written_for_it() {
+    let mut seen = 0;
+    for family in FAMILIES {
+        let sourced = ["grub.cfg", "grubcustom", "ignition.firstboot"];
+        for template in family.templates.iter().filter(|t| sourced.contains(t)) {
+            for mut case in cases(family) {
+                case.machine
+                    .config
+                    .kernel_args
+                    .push("a=$x\"it's".to_owned());
+                let text = case.own(template);
+                let dir = folder(&[("file", &text)]);
+                let mut check = Command::new("grub-script-check");
+                let output = run("grub-common", check.arg(dir.path().join("file")));
+                assert!(output.status.success(), "{output:?}: {text}");
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 4 * 2 * NETWORKS.len());
+    for (family, template, before) in [
+        ("flatcar", "grub.cfg", "linux_append="),
+        (
+            "kairos",
+            "grubcustom",
+            "extra_cmdline=\"${extra_cmdline} \"",
+        ),
+    ] {
+        let mut case = case(Family::of(family), "worker", "static");
+        case.machine.config.kernel_args = vec!["quiet".to_owned(), "a=$x\"it's".to_owned()];
+        let expected = format!("set {before}'quiet a=$x\"it'\\''s'");
+        assert_eq!(case.own(template).trim_end(), expected);
+    }
 }
