@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "api/cli.rs"]
+mod cli;
 #[path = "api/cloud_init.rs"]
 mod cloud_init;
 #[path = "api/config_urls.rs"]

@@ -20,6 +20,17 @@ pub enum Shown {
     Placeholders,
 }
 
+impl Shown {
+    /// What stands where a one-use token will be.
+    #[must_use]
+    pub fn token(self) -> &'static str {
+        match self {
+            Self::Redacted => crate::render::REDACTED,
+            Self::Placeholders => super::secrets::PLACEHOLDER,
+        }
+    }
+}
+
 impl Engine {
     /// Prepares a run of what is there now.
     pub(super) async fn prepare(

@@ -43,8 +43,9 @@ impl Secrets {
     }
 }
 
-/// Stands in for the phone-home token, and for the secret of a config URL: 64 digits, as they are.
-const PLACEHOLDER: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// Stands in for the boot and phone-home tokens, and for the secret of a config URL: 64 digits, as they are.
+pub(super) const PLACEHOLDER: &str =
+    "0000000000000000000000000000000000000000000000000000000000000000";
 
 impl Secrets {
     /// Of the right shape and worth nothing: for looking at, and for the systems' own validators.

@@ -92,7 +92,7 @@ fn key_pem() -> (String, String) {
 }
 
 /// What `talosctl gen secrets` would write, with made-up secrets.
-fn bundle() -> String {
+pub fn bundle() -> String {
     let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     let (crt, key) = key_pem();
     let (crt, key) = (b64(&crt), b64(&key));
@@ -242,7 +242,7 @@ pub async fn join_tokens(daemon: &Daemon) -> Vec<Value> {
     all.into_iter().filter(|t| t["purpose"] == "join").collect()
 }
 
-async fn site() -> (Daemon, PathBuf) {
+pub async fn site() -> (Daemon, PathBuf) {
     crate::daemon::own_network();
     let state = tempfile::tempdir().unwrap();
     prepare(state.path());

@@ -36,7 +36,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     ),
 ];
 
-async fn site() -> Daemon {
+pub async fn site() -> Daemon {
     crate::daemon::own_network();
     let state = tempfile::tempdir().unwrap();
     let workflows = state.path().join("workflows");

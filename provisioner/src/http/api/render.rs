@@ -59,7 +59,7 @@ pub async fn render(
     })?;
     let request = query.request(name, caller);
     let mut view = shared.engine.rendered(&request, shown).await?;
-    view.agent_arguments = agent_arguments(&shared, &view).await?;
+    view.agent_arguments = agent_arguments(&shared, &view, shown).await?;
     Ok(Json(view))
 }
 
@@ -81,7 +81,11 @@ pub async fn validate(
 }
 
 /// What the boot script would hand to the agent's kernel, were the run started now.
-async fn agent_arguments(shared: &Shared, view: &RenderView) -> ApiResult<Option<String>> {
+async fn agent_arguments(
+    shared: &Shared,
+    view: &RenderView,
+    shown: Shown,
+) -> ApiResult<Option<String>> {
     let netboot = Action::Netboot.spec().name;
     if !view
         .steps
@@ -100,7 +104,7 @@ async fn agent_arguments(shared: &Shared, view: &RenderView) -> ApiResult<Option
     let boot = Boot {
         server: shared.engine.server_url().to_owned(),
         ca_sha256: shared.pki.ca_sha256(),
-        token: render::REDACTED.to_owned(),
+        token: shown.token().to_owned(),
         machine: view.machine.clone(),
         run: render::REDACTED.to_owned(),
         time_secs: now().0 / 1000,
