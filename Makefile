@@ -72,7 +72,7 @@ test-scenarios: build netboot image ## only the scenarios
 
 test-kubernetes: build ## join tokens against a real kube-apiserver, built by Go from its release; needs etcd-server
 	@scripts/kube-apiserver.sh .cache/kube-apiserver
-	ANNEAL_KUBE_APISERVER=$(CURDIR)/.cache/kube-apiserver $(AS_ROOT) cargo test $(SIDE) --test api -- a_real_api_server
+	ANNEAL_KUBE_APISERVER=$(CURDIR)/.cache/kube-apiserver $(AS_ROOT) cargo test $(SIDE) --test api -- --ignored a_real_api_server
 
 # BENCH='--part serve', --quick and the like; without, docs/performance.md is written.
 BENCH ?=
