@@ -54,11 +54,10 @@ dnsmasq-base|a foreign DHCP server in the tests
 isc-dhcp-client|dhclient, a real DHCP client in the tests
 udhcpc|another real DHCP client in the tests
 ignition|a real first-boot loader that fetches its configuration by URL
-cloud-init|its phone_home module and Ec2 data source in the tests
 python3-grpcio|a real gRPC client in the tests of the event sink
 python3-protobuf|its messages
 protobuf-compiler|makes them from the definitions
-cloud-init|its own validators of what templates make for it
+cloud-init|its validators, its phone_home module and its Ec2 data source in the tests
 python3-jsonschema|judges Talos' documents by its JSON Schemas
 tftp-hpa|a real TFTP client in the tests
 atftp|a real TFTP client with windowsize in the tests

@@ -214,19 +214,19 @@ fn registry(work: &Path, dir: &Path) -> anyhow::Result<Process> {
 /// Pushes a file as a blob of `os`; its descriptor.
 fn push(dir: &Path, file: &str) -> anyhow::Result<serde_json::Value> {
     let uploads = format!("http://{REGISTRY}/v2/os/blobs/uploads/");
-    let begin = [
-        "-sSf",
-        "-X",
-        "POST",
-        "-o",
-        "/dev/null",
-        "-w",
-        "%header{location}",
-    ];
-    let place = run("curl", &[&begin[..], &[&uploads]].concat(), dir)?;
+    let begin = ["-sSf", "-X", "POST", "-o", "/dev/null", "-D", "-"];
+    let head = String::from_utf8(run("curl", &[&begin[..], &[&uploads]].concat(), dir)?)?;
+    let place = head
+        .lines()
+        .find_map(|line| {
+            line.split_once(": ")
+                .filter(|(name, _)| name.eq_ignore_ascii_case("location"))
+        })
+        .map(|(_, value)| value.trim())
+        .with_context(|| format!("the registry names no place for the upload: {head}"))?;
     let bytes = std::fs::read(dir.join(file))?;
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
-    let url = format!("{}&digest={digest}", String::from_utf8(place)?);
+    let url = format!("{place}&digest={digest}");
     let kind = "Content-Type: application/octet-stream";
     run("curl", &["-sSf", "-H", kind, "-T", file, &url], dir)?;
     Ok(serde_json::json!({

@@ -133,7 +133,7 @@ fn run_all(work: &Path, accel: Accel, chosen: VecDeque<Scenario>) -> Vec<bool> {
 fn run_one(work: &Path, accel: Accel, scenario: Scenario) -> bool {
     let begin = Instant::now();
     let (verdict, text) = match isolated(work, accel, scenario) {
-        Ok((End::Exited(status), _)) if status.success() => (true, String::new()),
+        Ok((end, _)) if end.success() => (true, String::new()),
         Ok((End::Interrupted, _)) => std::process::exit(130),
         Ok((end, output)) => (false, format!("{end:?}\n{}", tail(&output, SHOWN_LINES))),
         Err(error) => (false, format!("{error:#}")),
@@ -162,7 +162,7 @@ fn isolated(work: &Path, accel: Accel, scenario: Scenario) -> anyhow::Result<(En
         Some(file),
         &[(accel::VARIABLE, accel.qemu())],
     )?;
-    if matches!(end, End::Exited(status) if status.success()) {
+    if end.success() {
         std::fs::remove_dir_all(&work)?;
     }
     Ok((end, output))

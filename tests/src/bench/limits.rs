@@ -57,12 +57,11 @@ pub fn measure(
     let decode = decode(parts, raw)?;
     let disk = disk(target, raw)?;
     let all = (after_network - before) / NETWORK_PASSES as u32 + (measure::busy()? - after_network);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Limits {
         network,
         decode,
         disk,
-        shared: raw as f64 * cores as f64 / all.as_secs_f64(),
+        shared: raw as f64 * cores() as f64 / all.as_secs_f64(),
     })
 }
 
@@ -86,22 +85,23 @@ fn network(anneal: &Anneal, raw: u64) -> anyhow::Result<f64> {
     Ok(total as f64 / took.as_secs_f64() * (raw as f64 / stored as f64))
 }
 
-/// Every part in a process of its own, all at once, to nowhere.
+/// As many parts at once as there are cores, the next one when one is done, to nowhere.
 fn decode(parts: &[std::path::PathBuf], raw: u64) -> anyhow::Result<f64> {
+    let mut xargs = tool::command("xargs")?;
+    xargs
+        .args(["-d", "\n", "-P", &cores().to_string(), "-n", "1"])
+        .args(["zstd", "-q", "-t"]);
+    let list = tempfile::NamedTempFile::new()?;
+    let lines: Vec<String> = parts.iter().map(|p| p.display().to_string()).collect();
+    std::fs::write(list.path(), lines.join("\n"))?;
+    xargs.stdin(list.reopen()?);
     let began = Instant::now();
-    let children: Vec<_> = parts
-        .iter()
-        .map(|part| {
-            Ok(tool::command("zstd")?
-                .args(["-q", "-t"])
-                .arg(part)
-                .spawn()?)
-        })
-        .collect::<anyhow::Result<_>>()?;
-    for mut child in children {
-        anyhow::ensure!(child.wait()?.success(), "zstd cannot decode the image");
-    }
+    tool::run(&mut xargs)?;
     Ok(raw as f64 / began.elapsed().as_secs_f64())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn disk(target: &Target, raw: u64) -> anyhow::Result<f64> {
@@ -114,7 +114,10 @@ fn disk(target: &Target, raw: u64) -> anyhow::Result<f64> {
     Ok(raw as f64 / cost.wall.as_secs_f64())
 }
 
-/// Cuts the image's data at frames into as many files as there are cores.
+/// How many parts for each core: with one, the core whose part is easy would idle at the end.
+const PARTS_PER_CORE: u64 = 16;
+
+/// Cuts the image's data at frames into files for [`decode`].
 ///
 /// # Errors
 /// When the manifest is not one.
@@ -130,13 +133,13 @@ pub fn parts(anneal: &Anneal, dir: &Path) -> anyhow::Result<Vec<std::path::PathB
         .collect();
     let data = std::fs::File::open(anneal.folder.join("data.zst"))?;
     let length = data.metadata()?.len();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    // By compressed bytes: decoding takes about as long as there are bytes.
+    let count = cores() as u64 * PARTS_PER_CORE;
     let cut = |n: u64| {
-        let wanted = length * n / cores;
+        let wanted = length * n / count;
         offsets.iter().copied().find(|offset| *offset >= wanted)
     };
-    let cuts: Vec<u64> = (0..cores).filter_map(cut).chain([length]).collect();
+    let mut cuts: Vec<u64> = (0..count).filter_map(cut).chain([length]).collect();
+    cuts.dedup();
     std::fs::create_dir_all(dir)?;
     cuts.windows(2)
         .enumerate()

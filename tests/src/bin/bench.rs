@@ -11,7 +11,7 @@ use anneal_tests::bench::report::{self, Results};
 use anneal_tests::bench::world::World;
 use anneal_tests::bench::{Part, Plan, delta, machine, serve, write};
 use anneal_tests::rack::paths::Paths;
-use anneal_tests::sim::isolate::{self, End, Place};
+use anneal_tests::sim::isolate::{self, Place};
 use anneal_tests::sim::tool;
 use clap::Parser;
 
@@ -80,19 +80,13 @@ fn outer(args: &[OsString]) -> anyhow::Result<ExitCode> {
     }
     let paths = Paths::find()?;
     let work = paths.new_work("bench-work")?;
-    let end = isolate::run(&work, args, LIMIT, None, &[]);
-    std::fs::remove_dir_all(&work)?;
-    match end? {
-        End::Exited(status) if status.success() => Ok(ExitCode::SUCCESS),
-        End::Exited(status) => Ok(ExitCode::from(
-            status
-                .code()
-                .and_then(|code| u8::try_from(code).ok())
-                .unwrap_or(1),
-        )),
-        End::Interrupted => anyhow::bail!("interrupted"),
-        End::TimedOut => anyhow::bail!("it took longer than {} hours", LIMIT.as_secs() / 3600),
+    let end = isolate::run(&work, args, LIMIT, None, &[])?;
+    if end.success() {
+        std::fs::remove_dir_all(&work)?;
+    } else {
+        eprintln!("stopped ({end:?}); its files are in {}", work.display());
     }
+    Ok(end.code())
 }
 
 fn inside(work: &Path, args: &[OsString]) -> anyhow::Result<()> {

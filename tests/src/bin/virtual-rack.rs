@@ -69,23 +69,17 @@ fn outer(args: &[OsString]) -> anyhow::Result<ExitCode> {
         Action::Demo | Action::With { .. } => LIMIT,
     };
     let work = paths.new_work("rack")?;
-    match isolate::run(&work, args, limit, None, &[])? {
-        End::Exited(status) if status.success() => {
-            std::fs::remove_dir_all(&work).context("removing the rack's files")?;
-            Ok(ExitCode::SUCCESS)
+    let end = isolate::run(&work, args, limit, None, &[])?;
+    if end.success() {
+        std::fs::remove_dir_all(&work).context("removing the rack's files")?;
+    } else {
+        if !matches!(end, End::Exited(_)) {
+            eprintln!("stopped ({end:?})");
         }
-        End::Exited(status) => {
-            eprintln!("{}", demo::where_to_look(&work));
-            remove_disks(&work)?;
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            Ok(ExitCode::from(code.unwrap_or(1)))
-        }
-        end => {
-            eprintln!("stopped ({end:?}); {}", demo::where_to_look(&work));
-            remove_disks(&work)?;
-            Ok(ExitCode::from(130))
-        }
+        eprintln!("{}", demo::where_to_look(&work));
+        remove_disks(&work)?;
     }
+    Ok(end.code())
 }
 
 /// After a failure the logs stay, until the next rack starts; the big files need not.

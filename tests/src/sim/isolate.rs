@@ -78,6 +78,25 @@ pub enum End {
     TimedOut,
 }
 
+impl End {
+    /// What whoever started us is told: the inside's own code, 130 after an interrupt, 124 after a limit.
+    #[must_use]
+    pub fn code(self) -> ExitCode {
+        let code = match self {
+            Self::Exited(status) => status.code().and_then(|code| u8::try_from(code).ok()),
+            Self::Interrupted => Some(130),
+            Self::TimedOut => Some(124),
+        };
+        ExitCode::from(code.unwrap_or(1))
+    }
+
+    /// Whether the inside ended by itself, and well.
+    #[must_use]
+    pub fn success(self) -> bool {
+        matches!(self, Self::Exited(status) if status.success())
+    }
+}
+
 /// Runs this binary inside new namespaces: its [`place`] will be `Inside(work, args)`. `work` is
 /// an existing directory for its files. Returns when nothing of it is left.
 ///

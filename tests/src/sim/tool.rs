@@ -7,24 +7,35 @@ use anyhow::Context;
 
 /// Programs the simulator starts, and the package that has each.
 const PACKAGES: &[(&str, &str)] = &[
+    ("bash", "bash"),
     ("blockdev", "util-linux"),
     ("bmaptool", "bmap-tools"),
     ("casync", "casync"),
+    ("cmp", "diffutils"),
     ("curl", "curl"),
+    ("dd", "coreutils"),
+    ("debugfs", "e2fsprogs"),
     ("dnsmasq", "dnsmasq-base"),
     ("docker-registry", "docker-registry"),
+    ("gpg", "gpg"),
+    ("gpgconf", "gpgconf"),
     ("ip", "iproute2"),
     ("libvirtd", "libvirt-daemon-system"),
     ("losetup", "mount"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
+    ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("sfdisk", "fdisk"),
     ("sha256sum", "coreutils"),
     ("tc", "iproute2"),
+    ("timeout", "coreutils"),
     ("unshare", "util-linux"),
     ("virsh", "libvirt-clients"),
+    ("xargs", "findutils"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
 ];
 
 /// Path of a program.
