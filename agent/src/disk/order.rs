@@ -6,7 +6,7 @@
 //! - Before anything else changes, sector 0 is cleared; then sector 1 and the last sector; each
 //!   time the disk is flushed. Until then the earlier system is whole.
 //! - At the end everything but those three is written and flushed; then the GPT headers; then
-//!   sector 0.
+//!   sector 0. When anything fails from there on, all three are cleared again.
 //!
 //! Whatever subset of unflushed writes survives a power cut: a disk with a valid table is whole
 //! but for those three sectors.
@@ -36,13 +36,46 @@ pub struct Part {
 pub fn clear_tables<D: Disk>(disk: &D) -> Result<(), StepFailure> {
     for group in tables(disk.size(), disk.sector()) {
         for range in group {
-            let zeros = Aligned::new((range.end - range.start) as usize);
-            disk.write_at(range.start, &zeros)
-                .map_err(|e| failed("clear", range.start, &e))?;
+            clear(disk, &range)?;
         }
         flush(disk)?;
     }
     Ok(())
+}
+
+/// After a failure at the end of a write: nothing that boots may be left, so the table is taken
+/// away again, and what else is in `more`. Everything is tried, whatever fails. The failure stays
+/// what it was, and says so when the table may still be there.
+#[must_use]
+pub fn give_up<D: Disk>(disk: &D, more: &[Range<u64>], mut failure: StepFailure) -> StepFailure {
+    let mut left: Option<String> = None;
+    let mut note = |outcome: Result<(), StepFailure>| {
+        if let Err(error) = outcome {
+            left.get_or_insert(error.message);
+        }
+    };
+    for group in tables(disk.size(), disk.sector()) {
+        for range in group {
+            note(clear(disk, &range));
+        }
+        note(flush(disk));
+    }
+    if let Some(why) = left {
+        let told = "; nor could its partition table be taken away, so that it may boot";
+        failure.message = format!("{}{told}: {why}", failure.message);
+    }
+    // Nothing leads there any more: as much of it as the disk lets go.
+    for range in more {
+        let _ = disk.zero(range.clone());
+    }
+    let _ = disk.flush();
+    failure
+}
+
+fn clear<D: Disk>(disk: &D, range: &Range<u64>) -> Result<(), StepFailure> {
+    let zeros = Aligned::new((range.end - range.start) as usize);
+    disk.write_at(range.start, &zeros)
+        .map_err(|e| failed("clear", range.start, &e))
 }
 
 /// Sectors to clear first, in groups; the disk is flushed after each.

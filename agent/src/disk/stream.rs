@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anneal_image::{Grow, Manifest, ManifestError, PublicKey, SignedManifest};
+use anneal_image::{Grow, Manifest, ManifestError, PublicKey, SignedManifest, WritePlan};
 use anneal_protocol::agent::{
     FailureCode, StepFailure, StreamOptions, StreamResult, StreamTimes, Verify,
 };
@@ -13,8 +13,9 @@ use anneal_protocol::disk::{DiskInfo, DiskSelector};
 use tokio_util::sync::CancellationToken;
 
 use super::body::Supply;
+use super::device::{BlockDevice, Disk as _};
 use super::write::{Job, Written, write_image};
-use super::{Chosen, choose, grow, safety, unique};
+use super::{Chosen, choose, grow, order, safety, unique};
 use crate::client::insist;
 use crate::io::fetch::{self, Fetch};
 use crate::io::memory::{self, Buffer, Needs};
@@ -194,7 +195,7 @@ pub fn install(
             wanted()
         },
     )?;
-    device.reread_partitions()?;
+    reread(&device, &manifest, &written)?;
     let size = manifest.size();
     let result = result(disk, (order.image, size), &written, fetch.as_ref(), begin);
     tracing::info!(
@@ -206,6 +207,19 @@ pub fn install(
         "image written"
     );
     Ok(result)
+}
+
+/// Shows the kernel what was written. A disk on which it still sees something else must not boot
+/// after a step that failed; one that held the image already stays as it was.
+fn reread(device: &BlockDevice, manifest: &Manifest, written: &Written) -> Result<(), StepFailure> {
+    device.reread_partitions().map_err(|failure| {
+        if written.written.frames + written.zeroed.frames == 0 {
+            return failure;
+        }
+        let plan = WritePlan::new(manifest, device.size());
+        let clear = plan.map(|plan| plan.clear).unwrap_or_default();
+        order::give_up(device, &clear, failure)
+    })
 }
 
 fn settings(origins: Vec<Origin>, how: &How, connections: usize, waiting: u64) -> fetch::Settings {

@@ -36,6 +36,10 @@ struct State {
     lies_at: Option<usize>,
     /// Frames of this many bytes cannot be read here until they are written.
     broken: Option<usize>,
+    /// Once something is written over this byte, it cannot be read.
+    breaks: Option<usize>,
+    /// This operation fails, counted from 0; those after it do not.
+    fails: Option<usize>,
     written: u64,
     read: u64,
 }
@@ -52,6 +56,8 @@ impl Memory {
                 operations: 0,
                 lies_at: None,
                 broken: None,
+                breaks: None,
+                fails: None,
                 written: 0,
                 read: 0,
             }),
@@ -70,6 +76,16 @@ impl Memory {
 
     pub fn unreadable_at(self, byte: usize) -> Self {
         self.state.lock().unwrap().broken = Some(byte);
+        self
+    }
+
+    pub fn breaks_at(self, byte: usize) -> Self {
+        self.state.lock().unwrap().breaks = Some(byte);
+        self
+    }
+
+    pub fn fails_once_at(self, operation: usize) -> Self {
+        self.state.lock().unwrap().fails = Some(operation);
         self
     }
 
@@ -119,6 +135,9 @@ impl State {
     fn tick(&mut self) -> io::Result<()> {
         self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::Other)?;
         self.operations += 1;
+        if self.fails == Some(self.operations - 1) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         Ok(())
     }
 
@@ -155,6 +174,12 @@ impl Disk for Memory {
         }
         let range = offset..offset + data.len();
         state.broken = state.broken.filter(|at| !range.contains(at));
+        if let Some(at) = state.breaks
+            && range.contains(&at)
+            && data.iter().any(|byte| *byte != 0)
+        {
+            state.broken = Some(at);
+        }
         state.cached.push((offset, data));
         Ok(())
     }

@@ -124,7 +124,7 @@ struct Writer<'a, D> {
 ///
 /// # Errors
 /// `DiskTooSmall`, `DiskIo`, `ReadBackMismatch`, and what the supply and `watch` say. The disk is
-/// then as it was, or not bootable.
+/// then as it was, or not bootable; one that lets nothing be taken back is named in the message.
 pub fn write_image<D: Disk, S: Supply>(
     job: Job<'_, D>,
     begin: impl FnOnce(Vec<bool>) -> Result<S, StepFailure>,
@@ -210,7 +210,8 @@ impl<D: Disk> Writer<'_, D> {
                 _ => Amount::default(),
             });
         }
-        (self.watch)(self.total, self.total)
+        self.tell_end();
+        Ok(())
     }
 
     fn change<S: Supply>(
@@ -254,7 +255,8 @@ impl<D: Disk> Writer<'_, D> {
             self.result.verify_time = begin.elapsed();
         }
         let started = Instant::now();
-        self.finish()?;
+        self.finish()
+            .map_err(|failure| order::give_up(self.job.disk, &self.plan.clear, failure))?;
         self.result.write_time += started.elapsed();
         Ok(supply)
     }
@@ -373,7 +375,8 @@ impl<D: Disk> Writer<'_, D> {
         Ok(())
     }
 
-    /// Makes the disk bootable: the frames held back, in the pieces that [`order`] names.
+    /// Makes the disk bootable: the frames held back, in the pieces that [`order`] names. When it
+    /// fails, the disk may boot.
     fn finish(&mut self) -> Result<(), StepFailure> {
         let Job { manifest, disk, .. } = self.job;
         let mut held = std::mem::take(&mut *self.lock());
@@ -403,10 +406,16 @@ impl<D: Disk> Writer<'_, D> {
         if self.job.verify != Verify::None && !self.plan.last.is_empty() {
             self.read_back_last(grown.as_ref())?;
         }
-        (self.watch)(self.total, self.total)
+        self.tell_end();
+        Ok(())
     }
 
-    /// The frames that were held back; what does not read back is cleared again.
+    /// Progress at the end. What is finished stays so, also when nobody wants it any more.
+    fn tell_end(&mut self) {
+        let _ = (self.watch)(self.total, self.total);
+    }
+
+    /// The frames that were held back.
     fn read_back_last(&mut self, grown: Option<&Grown>) -> Result<(), StepFailure> {
         let Job { manifest, disk, .. } = self.job;
         disk.drop_cache()
@@ -423,7 +432,6 @@ impl<D: Disk> Writer<'_, D> {
             wrong = Some(0);
         }
         if let Some(frame) = wrong {
-            self.clear()?;
             return Err(mismatch(frame));
         }
         let amount = self.result.read_back.get_or_insert_default();

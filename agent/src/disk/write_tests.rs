@@ -307,6 +307,79 @@ fn read_back_finds_a_lying_disk() {
     }
 }
 
+/// Any one write or flush fails and all others succeed: the disk is as it was, or does not boot.
+#[test]
+fn one_failure_never_leaves_a_disk_that_boots() {
+    let image = image("dd0dd", 512);
+    for tail in [0, 17 * F] {
+        let start = used(image.raw.len() + tail, 512);
+        for verify in [Verify::None, Verify::Full] {
+            let disk = Memory::of(start.clone(), 512);
+            write(&image, &disk, Delta::Auto, verify, 0).unwrap();
+            for operation in 0..disk.operations() {
+                let disk = Memory::of(start.clone(), 512).fails_once_at(operation);
+                let failure = write(&image, &disk, Delta::Auto, verify, 0).unwrap_err();
+                assert_eq!(failure.code, FailureCode::DiskIo, "{operation}");
+                assert!(!failure.message.contains("may boot"), "{failure:?}");
+                let now = disk.now();
+                assert!(
+                    !recognised(&now, 512) || whole(&now, &start, 512),
+                    "boots although operation {operation} failed"
+                );
+            }
+        }
+    }
+}
+
+/// A disk that takes what makes it bootable and cannot give it back; and one that then takes
+/// nothing any more, so that what is on it cannot be taken back.
+#[test]
+fn what_cannot_be_read_back_does_not_boot() {
+    let image = image("dd0dd", 512);
+    let start = used(image.raw.len(), 512);
+    for breaks_at in [100, 512, 3000, image.raw.len() - 1] {
+        let disk = Memory::of(start.clone(), 512).breaks_at(breaks_at);
+        let failure = write(&image, &disk, Delta::Auto, Verify::Full, 1).unwrap_err();
+        assert_eq!(failure.code, FailureCode::DiskIo, "{breaks_at}");
+        assert!(!recognised(&disk.now(), 512), "boots, {breaks_at}");
+    }
+    let disk = Memory::of(start.clone(), 512);
+    write(&image, &disk, Delta::Auto, Verify::None, 0).unwrap();
+    let disk = Memory::of(start, 512).dies_after(disk.operations() - 1);
+    let failure = write(&image, &disk, Delta::Auto, Verify::None, 0).unwrap_err();
+    assert!(failure.message.contains("may boot"), "{failure:?}");
+}
+
+/// The end of the time that a write has, when it is done already.
+#[test]
+fn a_finished_write_is_not_abandoned() {
+    let image = image("dd0dd", 512);
+    let disk = Memory::of(used(image.raw.len(), 512), 512);
+    let job = Job {
+        manifest: &image.manifest,
+        disk: &disk,
+        delta: Delta::Off,
+        verify: Verify::None,
+        workers: 1,
+        grow: None,
+    };
+    let mut too_late = 0;
+    write_image(
+        job,
+        |wanted| Ok(Canned::new(&image.manifest, &image.data, &wanted, 7)),
+        &mut |_, _| {
+            if disk.now() == image.raw {
+                too_late += 1;
+                return Err(crate::step::abandoned());
+            }
+            Ok(())
+        },
+    )
+    .unwrap();
+    assert_eq!(too_late, 1);
+    assert!(disk.now() == image.raw);
+}
+
 #[test]
 fn a_disk_that_is_too_small_is_left_alone() {
     let image = image("dddd", 512);

@@ -149,6 +149,29 @@ fn writes_all_then_nothing_then_what_differs() {
     }
 }
 
+/// The kernel goes on showing a partition that somebody has open: the step fails, so the disk must
+/// not boot.
+#[test]
+fn a_partition_that_stays_open() {
+    let image = Image::new(raw());
+    let mirror = image.mirror(Mood::Good);
+    let disk = Loop::new("an-agent-open.img", 24 * MIB as u64);
+    let added = Command::new("addpart")
+        .args([disk.node.as_str(), "1", "2048", "2048"])
+        .status();
+    let added = added.expect("addpart: install the package util-linux");
+    assert!(added.success(), "{added}");
+    let node = format!("{}p1", disk.node);
+    let open = eventually("partition node", || std::fs::File::open(&node).ok());
+    let (exit, code, message) = failure(&image.write(&disk, &[&mirror], &[]));
+    assert_eq!((exit, code), (1, FailureCode::DiskIo), "{message}");
+    assert!(message.contains("reread"), "{message}");
+    assert!(contents(&disk)[..512].iter().all(|byte| *byte == 0));
+    drop(open);
+    result(&image.write(&disk, &[&mirror], &[]));
+    assert!(contents(&disk) == image.raw);
+}
+
 /// Whatever one source does, the other one makes up for it, and the result names the culprit.
 #[test]
 fn a_bad_mirror_beside_a_good_one() {
