@@ -8,6 +8,7 @@ pub mod compare;
 pub mod crew;
 pub mod device;
 pub mod files;
+pub mod gpt;
 pub mod grow;
 #[cfg(test)]
 mod loops;

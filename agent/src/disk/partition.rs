@@ -12,15 +12,13 @@ use std::time::{Duration, Instant};
 
 use anneal_protocol::agent::{FailureCode, PartitionRef, StepFailure};
 
-use super::{Found, device, probe};
+use super::{Found, device, gpt, probe};
 use crate::step::fail;
 
 /// The kernel makes device nodes soon after it has read the table.
 const WAIT_FOR_NODE: Duration = Duration::from_secs(10);
 /// A kernel that knows the table's format has read it by then.
 const KERNEL_READS_TABLE: Duration = Duration::from_secs(1);
-/// Most entries of a GPT that are looked at (the standard's minimum and everybody's maximum).
-const MAX_ENTRIES: u32 = 128;
 /// Longest chain of logical partitions followed.
 const MAX_LOGICAL: u32 = 64;
 
@@ -279,7 +277,7 @@ fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
         let size = io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?;
         let backup = (size / sector).saturating_sub(1);
         // Without a good copy it stays unknown what is on the disk: that is not "nothing".
-        let error = match gpt(file, sector, 1) {
+        let error = match gpt::read(file, sector, 1) {
             Ok(Some(partitions)) => return Ok(partitions),
             Ok(None) => io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -287,58 +285,9 @@ fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
             ),
             Err(error) => error,
         };
-        return gpt(file, sector, backup)?.ok_or(error);
+        return gpt::read(file, sector, backup)?.ok_or(error);
     }
     dos(file, sector, &mbr)
-}
-
-/// UEFI 2.10, 5.3.2 and 5.3.3. None when the header or the entries fail their checksums.
-fn gpt(file: &File, sector: u64, lba: u64) -> io::Result<Option<Vec<Partition>>> {
-    let mut header = vec![0; 512];
-    file.read_exact_at(&mut header, lba * sector)?;
-    let u32_at = |bytes: &[u8], o: usize| {
-        u32::from_le_bytes([bytes[o], bytes[o + 1], bytes[o + 2], bytes[o + 3]])
-    };
-    let u64_at = |bytes: &[u8], o: usize| {
-        u64::from(u32_at(bytes, o)) | u64::from(u32_at(bytes, o + 4)) << 32
-    };
-    let length = u32_at(&header, 12) as usize;
-    if !header.starts_with(b"EFI PART") || !(92..=512).contains(&length) {
-        return Ok(None);
-    }
-    let checksum = u32_at(&header, 16);
-    let (entries_at, count, size) = (
-        u64_at(&header, 72),
-        u32_at(&header, 80),
-        u32_at(&header, 84),
-    );
-    let entries_checksum = u32_at(&header, 88);
-    header[16..20].fill(0);
-    if crc32(&header[..length]) != checksum || !(128..=4096).contains(&size) || count > 4096 {
-        return Ok(None);
-    }
-    let mut entries = vec![0; count as usize * size as usize];
-    file.read_exact_at(&mut entries, entries_at.saturating_mul(sector))?;
-    if crc32(&entries) != entries_checksum {
-        return Ok(None);
-    }
-    let partitions = entries
-        .chunks_exact(size as usize)
-        .zip(1..=MAX_ENTRIES)
-        .filter(|(entry, _)| entry[..16] != [0; 16])
-        .map(|(entry, number)| {
-            let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
-            Partition {
-                number,
-                start: first.saturating_mul(sector),
-                length: (last + 1).saturating_sub(first).saturating_mul(sector),
-                uuid: Some(guid(&entry[16..32])),
-                type_guid: Some(guid(&entry[..16])),
-                name: utf16(&entry[56..128]),
-                file_system: None,
-            }
-        });
-    Ok(Some(partitions.collect()))
 }
 
 /// The classic table: four entries, one of which may begin a chain of logical partitions.
@@ -415,41 +364,6 @@ fn entries(record: &[u8; 512]) -> [Entry; 4] {
             sectors: u32_at(12),
         }
     })
-}
-
-/// The first three fields are little-endian (UEFI 2.10, appendix A).
-fn guid(b: &[u8]) -> String {
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    let text = hex::encode(order.map(|i| b[i]));
-    format!(
-        "{}-{}-{}-{}-{}",
-        &text[..8],
-        &text[8..12],
-        &text[12..16],
-        &text[16..20],
-        &text[20..]
-    )
-}
-
-fn utf16(bytes: &[u8]) -> Option<String> {
-    let units: Vec<u16> = bytes
-        .chunks_exact(2)
-        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-        .take_while(|&unit| unit != 0)
-        .collect();
-    Some(String::from_utf16_lossy(&units)).filter(|name| !name.is_empty())
-}
-
-/// CRC-32 as GPT uses it (ISO 3309, reflected, polynomial 0xedb88320).
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for &byte in bytes {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
 }
 
 #[cfg(test)]

@@ -138,14 +138,32 @@ fn an_unreadable_primary_gpt_is_read_from_its_backup() {
     disk.read_exact_at(&mut header, 512).unwrap();
     header[72..80].copy_from_slice(&(1_u64 << 40).to_le_bytes());
     header[16..20].fill(0);
-    let checksum = crc32(&header[..92]);
+    let checksum = gpt::crc32(&header[..92]);
     header[16..20].copy_from_slice(&checksum.to_le_bytes());
     disk.write_all_at(&header, 512).unwrap();
-    assert!(gpt(&disk, 512, 1).is_err());
+    assert!(gpt::read(&disk, 512, 1).is_err());
     assert_eq!(image.read().len(), 4);
     // Neither: that is not a disk without labels.
     disk.write_all_at(&[0; 512], 200 * MIB - 512).unwrap();
     assert!(labels(Path::new(&image.path()), 512).is_err());
+}
+
+/// What protects a disk may stand behind the usual 128 entries.
+#[test]
+fn every_entry_of_a_long_gpt_counts() {
+    let image = Image::new(64 * MIB);
+    let made = format!(
+        "sgdisk -S 256 -n 1:2048:+1M -c 1:one -n 130:0:+1M -c 130:KEEP {}",
+        image.path()
+    );
+    tool("gdisk", &made);
+    let found = image.read();
+    let numbers: Vec<u32> = found.iter().map(|p| p.number).collect();
+    assert_eq!(numbers, [1, 130]);
+    assert_eq!(
+        labels(Path::new(&image.path()), 512).unwrap(),
+        ["one", "KEEP"]
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use anneal_protocol::agent::StepFailure;
 
 use super::body::Supply;
 use super::device::Disk;
+pub(super) use super::gpt::crc32;
 
 pub use random::Random;
 
@@ -219,15 +220,6 @@ impl Disk for Memory {
     }
 }
 
-/// CRC-32 as GPT uses it (ISO 3309, reflected).
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0_u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
-}
-
 /// Writes protective MBR, GPT and backup GPT over both ends of a disk (UEFI 2.10, 5.3).
 pub fn partition(disk: &mut [u8], sector: usize) {
     let last = disk.len() / sector - 1;
@@ -256,6 +248,19 @@ pub fn partition(disk: &mut [u8], sector: usize) {
     }
     disk[450] = 0xee;
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+}
+
+/// Makes the checksums right of the GPT copy whose header is in sector `own`, and which says
+/// itself where its entries are.
+pub fn reseal(disk: &mut [u8], sector: usize, own: usize) {
+    let header = own * sector;
+    let at: [u8; 8] = disk[header + 72..header + 80].try_into().unwrap();
+    let table = u64::from_le_bytes(at) as usize * sector;
+    let entries = crc32(&disk[table..table + 4 * 128]);
+    disk[header + 88..header + 92].copy_from_slice(&entries.to_le_bytes());
+    disk[header + 16..header + 20].fill(0);
+    let crc = crc32(&disk[header..header + 92]);
+    disk[header + 16..header + 20].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Whether the GPT header in this sector and its entries have the right checksums.
