@@ -85,7 +85,8 @@ pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-/// Failures before the first change have a code of their own.
+/// Failures before the first change have a code of their own. Once something was changed, none of
+/// these is returned.
 fn exit_code(failure: &StepFailure) -> u8 {
     match failure.code {
         FailureCode::NoDisk

@@ -32,11 +32,35 @@ pub fn check(manifest: &Manifest, sector: u32, which: Option<&Grow>) -> Result<(
         .map_err(|error| fail(FailureCode::BadOrder, format!("grow: {error}")))
 }
 
+/// What to write instead of `first`, the image's first frame. `None` when the disk has no more
+/// room than the image. Pure.
+///
+/// # Errors
+/// `BadOrder` when the table cannot be grown.
+pub fn plan<D: Disk>(
+    manifest: &Manifest,
+    disk: &D,
+    which: &Grow,
+    first: &[u8],
+) -> Result<Option<Grown>, StepFailure> {
+    let sector = u32::try_from(disk.sector()).unwrap_or(u32::MAX);
+    match grow(first, manifest.table(), disk.size(), sector, which) {
+        // A backup inside the image would take the place of what the image has there.
+        Ok(grown) => Ok(Some(grown).filter(|grown| grown.backup_at >= manifest.size())),
+        Err(GrowError::NoRoom(_)) => Ok(None),
+        Err(error) => {
+            let text = format!("grow: {error}");
+            Err(fail(FailureCode::BadOrder, text))
+        }
+    }
+}
+
 /// Puts the grown beginning into the place of the image's own among the frames that are written
 /// last. `None` when the disk has no more room than the image.
 ///
 /// # Errors
-/// `BadOrder` when the table cannot be grown.
+/// `Internal` when the table cannot be grown: the disk has been changed by now, which `BadOrder`
+/// denies.
 pub fn apply<D: Disk>(
     manifest: &Manifest,
     disk: &D,
@@ -47,21 +71,12 @@ pub fn apply<D: Disk>(
         let text = "the first frame is not in memory";
         fail_for_now(FailureCode::Internal, text)
     })?;
-    let sector = u32::try_from(disk.sector()).unwrap_or(u32::MAX);
-    let grown = match grow(first, manifest.table(), disk.size(), sector, which) {
-        Ok(grown) => grown,
-        Err(GrowError::NoRoom(_)) => return Ok(None),
-        Err(error) => {
-            let text = format!("grow: {error}");
-            return Err(fail(FailureCode::BadOrder, text));
-        }
-    };
-    // A backup inside the image would take the place of what the image has there.
-    if grown.backup_at < manifest.size() {
-        return Ok(None);
+    let grown = plan(manifest, disk, which, first)
+        .map_err(|failure| fail(FailureCode::Internal, failure.message))?;
+    if let Some(grown) = &grown {
+        first.copy_from_slice(&grown.head);
     }
-    first.copy_from_slice(&grown.head);
-    Ok(Some(grown))
+    Ok(grown)
 }
 
 /// Whether the grown table reads back as it was written.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::disk::testing::{
-    Canned, Memory, Random, partition, raw, recognised, sealed, whole as is_whole,
+    Canned, Memory, Random, partition, raw, recognised, reseal, sealed, whole as is_whole,
 };
 use crate::disk::write::{Job, Written, write_image};
 use anneal_image::Table;
@@ -120,6 +120,44 @@ fn refuses_before_anything_is_changed() {
     assert_eq!(refused(512, Some("NOBODY")).code, FailureCode::BadOrder);
     assert!(check(&case.manifest, 512, Some(&Grow::Last)).is_ok());
     assert!(check(&case.manifest, 512, None).is_ok());
+}
+
+/// Entries that lie behind the first frame: refused as long as nothing is changed, else a failure
+/// that does not deny it.
+#[test]
+fn a_table_that_cannot_be_grown_is_refused_or_fails() {
+    let mut raw = raw("dd0d00dd", 512);
+    let (from, to) = (2 * 512, 200 * 512);
+    raw.copy_within(from..from + 512, to);
+    raw[512 + 72..512 + 80].copy_from_slice(&200_u64.to_le_bytes());
+    reseal(&mut raw, 512, 1);
+    let (manifest, data) = sealed(&raw);
+    let mut start = vec![0xa5; raw.len() + MORE];
+    partition(&mut start, 512);
+    check(&manifest, 512, Some(&Grow::Last)).unwrap();
+    let mut seen = [0; 2];
+    for seed in 0..60 {
+        let disk = Memory::of(start.clone(), 512);
+        let job = Job {
+            manifest: &manifest,
+            disk: &disk,
+            delta: Delta::Auto,
+            verify: Verify::None,
+            workers: 1,
+            grow: Some(&Grow::Last),
+        };
+        let begin = |wanted: Vec<bool>| Ok(Canned::new(&manifest, &data, &wanted, seed));
+        let outcome = write_image(job, begin, &mut |_, _| Ok(()));
+        let failure = outcome.map(|_| ()).unwrap_err();
+        assert!(failure.message.contains("cannot be grown"), "{failure:?}");
+        match failure.code {
+            FailureCode::BadOrder => assert_eq!(disk.operations(), 0),
+            FailureCode::Internal => assert!(!recognised(&disk.now(), 512)),
+            other => panic!("{other:?}"),
+        }
+        seen[usize::from(failure.code == FailureCode::BadOrder)] += 1;
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
 }
 
 #[test]

@@ -244,6 +244,12 @@ impl<D: Disk> Writer<'_, D> {
             }
             None => None,
         };
+        if let (Some(which), Some(first)) = (self.job.grow, &first)
+            && first.index == 0
+        {
+            // A table that cannot be grown: told before anything is changed, when it can be.
+            grow::plan(self.job.manifest, self.job.disk, which, &first.raw)?;
+        }
         let started = Instant::now();
         self.clear()?;
         self.body(supply.as_ref(), first, &kept, survey)?;
