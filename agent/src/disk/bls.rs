@@ -60,8 +60,11 @@ impl Change {
     }
 
     /// The entry with the change made; none when it is right already.
-    #[must_use]
-    pub fn apply(&self, entry: &str) -> Option<String> {
+    ///
+    /// # Errors
+    /// A sentence about the entry when something is to be added behind a quote that is never
+    /// closed: the quote would take it in, each time anew.
+    pub fn apply(&self, entry: &str) -> Result<Option<String>, String> {
         let mut lines: Vec<String> = entry.split_inclusive('\n').map(str::to_owned).collect();
         let options: Vec<usize> = (0..lines.len())
             .filter(|&at| arguments_of(&lines[at]).is_some())
@@ -83,6 +86,13 @@ impl Change {
         if !missing.is_empty() {
             let missing = missing.join(" ");
             match options.last() {
+                // An argument may be a secret: the line is named by its place.
+                Some(&at) if is_open(&lines[at]) => {
+                    return Err(format!(
+                        "a double quote in line {} is never closed, nothing can be added behind it",
+                        at + 1
+                    ));
+                }
                 Some(&at) => {
                     let end = lines[at].trim_end().len();
                     lines[at].insert_str(end, &format!(" {missing}"));
@@ -96,7 +106,7 @@ impl Change {
             }
         }
         let text = lines.concat();
-        (text != entry).then_some(text)
+        Ok((text != entry).then_some(text))
     }
 
     /// A line of options without the arguments to be removed, each with the blanks before it.
@@ -140,6 +150,12 @@ fn words(line: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
+/// Whether a quote in the arguments of a line of options is never closed.
+fn is_open(line: &str) -> bool {
+    let arguments = arguments_of(line).map_or("", |at| &line[at..]);
+    !arguments.matches('"').count().is_multiple_of(2)
+}
+
 fn is_one(argument: &str) -> bool {
     let mut quoted = false;
     let bad = argument.chars().any(|c| {
@@ -177,9 +193,9 @@ mod tests {
         ];
         for (add, remove, expected) in cases {
             let change = change(add, remove).unwrap();
-            let edited = change.apply(ENTRY).unwrap();
+            let edited = change.apply(ENTRY).unwrap().unwrap();
             assert!(edited.contains(expected), "{edited}");
-            assert_eq!(change.apply(&edited), None, "twice is once");
+            assert_eq!(change.apply(&edited), Ok(None), "twice is once");
             let others = |text: &str| -> Vec<String> {
                 let lines = text.lines().filter(|l| !l.starts_with("options "));
                 lines.map(str::to_owned).collect()
@@ -194,32 +210,34 @@ mod tests {
             change(&["quiet"], &["nomodeset", "tty0", "consol=*"])
                 .unwrap()
                 .apply(ENTRY),
-            None
+            Ok(None)
         );
         // The end of one argument is not another.
-        let edited = change(&["metal"], &[]).unwrap().apply(ENTRY).unwrap();
+        let edited = change(&["metal"], &[])
+            .unwrap()
+            .apply(ENTRY)
+            .unwrap()
+            .unwrap();
         assert!(edited.contains(" quiet metal\n"), "{edited}");
     }
 
     #[test]
     fn entries_without_or_with_several_lines_of_options() {
         let add = change(&["a"], &["b"]).unwrap();
-        assert_eq!(add.apply("title x").unwrap(), "title x\noptions a\n");
-        assert_eq!(add.apply("options").unwrap(), "options a");
+        let edited = |entry: &str| add.apply(entry).unwrap().unwrap();
+        assert_eq!(edited("title x"), "title x\noptions a\n");
+        assert_eq!(edited("options"), "options a");
         assert_eq!(
-            add.apply("options b c\n  options d b\nlinux /v\n").unwrap(),
+            edited("options b c\n  options d b\nlinux /v\n"),
             "options c\n  options d a\nlinux /v\n"
         );
-        assert_eq!(add.apply("options a\noptions c\n"), None);
+        assert_eq!(add.apply("options a\noptions c\n"), Ok(None));
         assert_eq!(
             add.apply("options q=\"x b y\"\toptional a\n"),
-            None,
+            Ok(None),
             "quotes hold an argument together"
         );
-        assert_eq!(
-            add.apply("optionsx b\n").unwrap(),
-            "optionsx b\noptions a\n"
-        );
+        assert_eq!(edited("optionsx b\n"), "optionsx b\noptions a\n");
     }
 
     #[test]
@@ -241,19 +259,36 @@ mod tests {
     #[test]
     fn a_quote_that_is_never_closed_ends_with_its_line() {
         let change = change(&["a"], &["b=*"]).unwrap();
-        let edited = change.apply("options b=1\"\nlinux /x\n").unwrap();
+        let edited = change.apply("options b=1\"\nlinux /x\n").unwrap().unwrap();
         assert_eq!(edited, "options a\nlinux /x\n");
-        assert_eq!(change.apply(&edited), None);
+        assert_eq!(change.apply(&edited), Ok(None));
+        // What would be added belonged to the quote.
+        let told = change.apply("title x\noptions x=\"secret\nlinux /x\n");
+        let told = told.unwrap_err();
+        assert!(
+            told.contains("line 2") && !told.contains("secret"),
+            "{told}"
+        );
+        // Elsewhere, or with nothing to add, it does no harm.
+        let edited = change
+            .apply("options x=\"1\noptions y b=2\n")
+            .unwrap()
+            .unwrap();
+        assert_eq!(edited, "options x=\"1\noptions y a\n");
+        assert_eq!(change.apply(&edited), Ok(None));
+        assert_eq!(change.apply("options a x=\"1\n"), Ok(None));
     }
 
     proptest::proptest! {
         #[test]
         fn twice_is_once(entry in "(options|linux|#|a|b=1|b=2|\"| |\n|\t|é){0,40}") {
             let change = change(&["a", "c=\"1 2\""], &["b=*"]).unwrap();
-            if let Some(edited) = change.apply(&entry) {
-                // A quote that is never closed takes in whatever follows it.
-                if edited.lines().all(|line| line.matches('"').count() % 2 == 0) {
-                    proptest::prop_assert_eq!(change.apply(&edited), None);
+            match change.apply(&entry) {
+                Ok(Some(edited)) => proptest::prop_assert_eq!(change.apply(&edited), Ok(None)),
+                Ok(None) => {}
+                Err(_) => {
+                    let odd = |line: &str| line.matches('"').count() % 2 == 1;
+                    proptest::prop_assert!(entry.lines().any(odd));
                 }
             }
         }

@@ -138,7 +138,10 @@ fn read(root: &OwnedFd, folder: &str, name: &str, change: &Change) -> io::Result
     let mut text = String::new();
     // Bounded also for a file that says a wrong length.
     (&file).take(LARGEST).read_to_string(&mut text)?;
-    let Some(edited) = change.apply(&text) else {
+    let edited = change
+        .apply(&text)
+        .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+    let Some(edited) = edited else {
         return Ok(None);
     };
     Ok(Some(NewFile {
