@@ -138,21 +138,16 @@ impl BlockDevice {
 
     /// Does I/O, and again through the page cache when the device refuses it directly.
     fn through<T>(&self, mut io: impl FnMut(&File) -> io::Result<T>) -> io::Result<T> {
+        // Asked first: whoever finds it given up also finds the file so.
+        let direct = self.direct.load(Ordering::Acquire);
         match io(&self.file) {
-            Err(error)
-                if error.raw_os_error() == Some(libc::EINVAL)
-                    && self.direct.swap(false, Ordering::Relaxed) =>
-            {
+            // Another thread may be here at the same time; doing it twice does no harm.
+            Err(error) if direct && error.raw_os_error() == Some(libc::EINVAL) => {
                 let flags = fcntl_getfl(&self.file)?;
                 fcntl_setfl(&self.file, flags - OFlags::DIRECT)?;
-                tracing::info!(disk = %self.node.display(), "no direct I/O: through the page cache");
-                io(&self.file)
-            }
-            // Another thread may have found out between our call and our look.
-            Err(error)
-                if error.raw_os_error() == Some(libc::EINVAL)
-                    && !self.direct.load(Ordering::Relaxed) =>
-            {
+                if self.direct.swap(false, Ordering::AcqRel) {
+                    tracing::info!(disk = %self.node.display(), "no direct I/O: through the page cache");
+                }
                 io(&self.file)
             }
             outcome => outcome,

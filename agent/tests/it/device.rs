@@ -89,6 +89,27 @@ fn direct_io_that_is_refused_is_done_through_the_page_cache() {
     assert_eq!(sector, [0x33; 512]);
 }
 
+/// Several threads find that out at the same time, and none of them fails.
+#[test]
+fn direct_io_is_refused_to_several_threads_at_once() {
+    let disk = Loop::with_sector("an-agent-race.img", 4 * MIB, 4096);
+    let node = PathBuf::from(&disk.node);
+    for _ in 0..50 {
+        let device = BlockDevice::new(open_exclusive(&node).unwrap(), &node, 4 * MIB, 512);
+        let together = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            for number in 1..9_u64 {
+                let (device, together) = (&device, &together);
+                scope.spawn(move || {
+                    let mut sector = [0; 512];
+                    together.wait();
+                    device.read_at(512 * number, &mut sector).unwrap();
+                });
+            }
+        });
+    }
+}
+
 /// A loop device over such a file: zeros have to be written.
 #[test]
 fn without_holes_zeros_are_written() {
