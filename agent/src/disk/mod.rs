@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use anneal_protocol::agent::{FailureCode, StepFailure};
 use anneal_protocol::disk::{DiskInfo, DiskSelector};
 
+use self::partition::Contents;
 use crate::cmdline::Options;
 use crate::init::modules;
 use crate::inventory::disks;
@@ -49,19 +50,26 @@ pub struct Found {
     pub info: DiskInfo,
     /// Device node.
     pub node: PathBuf,
+    /// What is on it, or why nobody can say.
+    contents: Result<Contents, String>,
 }
 
 impl Found {
     fn new(mut info: DiskInfo) -> Self {
         let node = Path::new("/dev").join(&info.name);
-        match partition::labels(&node, info.sector_size) {
-            Ok(labels) => info.labels = labels,
+        let contents = Contents::read(&node, info.sector_size).map_err(|e| e.to_string());
+        match &contents {
+            Ok(contents) => info.labels = contents.labels(),
             Err(error) => {
-                tracing::warn!(disk = info.name, %error, "cannot read the labels");
+                tracing::warn!(disk = info.name, error, "cannot read the labels");
                 info.labels_unreadable = true;
             }
         }
-        Self { info, node }
+        Self {
+            info,
+            node,
+            contents,
+        }
     }
 }
 
@@ -107,10 +115,9 @@ pub fn list(options: &Options) -> Vec<Found> {
 pub fn settle() {
     let begin = Instant::now();
     let names = || -> Vec<String> {
-        disks::read(Path::new("/sys/block"), &[])
-            .into_iter()
-            .map(|d| d.name)
-            .collect()
+        let block = Path::new("/sys/block");
+        let disks = disks::read(block, &[]).into_iter().map(|d| d.name);
+        disks.chain(disks::discs(block)).collect()
     };
     let (mut seen, mut since) = (names(), Instant::now());
     while since.elapsed() < QUIET && begin.elapsed() < LONGEST_SETTLE {

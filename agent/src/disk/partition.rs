@@ -93,44 +93,68 @@ impl Note {
     }
 }
 
-/// Labels and partition names on a disk.
-///
-/// # Errors
-/// When any place where one could be cannot be read: no label is not the same as no answer.
-pub fn labels(node: &Path, sector: u32) -> io::Result<Vec<String>> {
-    let file = File::open(node)?;
-    device::drop_cache(&file);
-    let note = Note::default();
-    let whole = probe::file_system(&|offset, into| note.take(file.read_exact_at(into, offset)));
-    let mut labels: Vec<String> = whole.into_iter().filter_map(|f| f.label).collect();
-    for partition in read_noting(&file, sector, &note)? {
-        labels.extend(partition.name);
-        labels.extend(partition.file_system.and_then(|f| f.label));
-    }
-    note.result()?;
-    let mut seen = std::collections::BTreeSet::new();
-    labels.retain(|label| seen.insert(label.clone()));
-    Ok(labels)
+/// What is on a disk.
+#[derive(Debug, Clone)]
+pub struct Contents {
+    /// The file system that fills it.
+    whole: Option<probe::FileSystem>,
+    partitions: Vec<Partition>,
 }
 
-/// Labels of the file systems on a disk, each with the number of its partition (none: it fills
-/// the disk).
-///
-/// # Errors
-/// As [`labels`].
-pub fn file_system_labels(node: &Path, sector: u32) -> io::Result<Vec<(Option<u32>, String)>> {
-    let file = File::open(node)?;
-    device::drop_cache(&file);
-    let note = Note::default();
-    let whole = probe::file_system(&|offset, into| note.take(file.read_exact_at(into, offset)));
-    let whole = whole.and_then(|f| Some((None, f.label?)));
-    let partitions = read_noting(&file, sector, &note)?;
-    let inside = partitions
-        .into_iter()
-        .filter_map(|p| Some((Some(p.number), p.file_system?.label?)));
-    let all = whole.into_iter().chain(inside).collect();
-    note.result()?;
-    Ok(all)
+impl Contents {
+    /// Looks.
+    ///
+    /// # Errors
+    /// When any place where a label could be cannot be read: no label is not the same as no
+    /// answer.
+    pub fn read(node: &Path, sector: u32) -> io::Result<Self> {
+        Self::noting(node, |file, note| read_noting(file, sector, note))
+    }
+
+    /// Looks at a CD or DVD. Kernels know no partitions there; what looks like a table is for
+    /// sticks that the same bytes are copied to.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when nothing is in the drive.
+    pub fn read_disc(node: &Path) -> io::Result<Self> {
+        Self::noting(node, |_, _| Ok(Vec::new()))
+    }
+
+    fn noting(
+        node: &Path,
+        partitions: impl FnOnce(&File, &Note) -> io::Result<Vec<Partition>>,
+    ) -> io::Result<Self> {
+        let file = File::open(node)?;
+        device::drop_cache(&file);
+        let note = Note::default();
+        let contents = Self {
+            whole: probe::file_system(&|offset, into| note.take(file.read_exact_at(into, offset))),
+            partitions: partitions(&file, &note)?,
+        };
+        note.result()?;
+        Ok(contents)
+    }
+
+    /// Its file systems, each with the number of its partition (none: it fills the disk).
+    pub fn file_systems(&self) -> impl Iterator<Item = (Option<u32>, &probe::FileSystem)> {
+        let whole = self.whole.iter().map(|found| (None::<u32>, found));
+        let inside = self.partitions.iter();
+        whole.chain(inside.filter_map(|p| Some((Some(p.number), p.file_system.as_ref()?))))
+    }
+
+    /// Labels of file systems and names of partitions, each once.
+    #[must_use]
+    pub fn labels(&self) -> Vec<String> {
+        let label = |found: Option<&probe::FileSystem>| found.and_then(|f| f.label.clone());
+        let mut labels: Vec<String> = label(self.whole.as_ref()).into_iter().collect();
+        for partition in &self.partitions {
+            labels.extend(partition.name.clone());
+            labels.extend(label(partition.file_system.as_ref()));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        labels.retain(|label| seen.insert(label.clone()));
+        labels
+    }
 }
 
 /// The partition that is meant. Pure.

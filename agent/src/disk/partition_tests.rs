@@ -58,6 +58,10 @@ impl Image {
     }
 }
 
+fn labels(node: &Path, sector: u32) -> io::Result<Vec<String>> {
+    Contents::read(node, sector).map(|contents| contents.labels())
+}
+
 /// GPT by sgdisk; FAT16, FAT32, ext4 and swap by their mkfs.
 fn gpt_disk() -> Image {
     let image = Image::new(200 * MIB);

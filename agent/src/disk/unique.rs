@@ -4,13 +4,18 @@
 //! file system of the same label it does not boot (Fedora CoreOS, `boot`), or reads what an
 //! earlier installation left there. So this is asked before anything is written.
 
+use std::path::{Path, PathBuf};
+
 use anneal_protocol::agent::{FailureCode, StepFailure};
 
-use super::{Chosen, Found, list, partition};
+use super::partition::Contents;
+use super::probe::FileSystem;
+use super::{Chosen, Found, list};
 use crate::cmdline::Options;
+use crate::inventory::disks;
 use crate::step::fail;
 
-/// Looks at every disk but the chosen one.
+/// Looks at every disk but the chosen one, and at what is in CD and DVD drives.
 ///
 /// # Errors
 /// `DiskRefused` when a file system on another disk has one of the labels, or when another disk
@@ -19,7 +24,10 @@ pub fn check(options: &Options, chosen: &Chosen, labels: &[String]) -> Result<()
     if labels.is_empty() {
         return Ok(());
     }
-    check_among(&list(options), chosen, labels)
+    check_among(&list(options), chosen, labels)?;
+    let discs = disks::discs(Path::new("/sys/block")).into_iter();
+    let nodes: Vec<PathBuf> = discs.map(|name| Path::new("/dev").join(name)).collect();
+    check_discs(&nodes, labels)
 }
 
 fn check_among(disks: &[Found], chosen: &Chosen, labels: &[String]) -> Result<(), StepFailure> {
@@ -28,23 +36,58 @@ fn check_among(disks: &[Found], chosen: &Chosen, labels: &[String]) -> Result<()
         .filter(|d| d.info.name != chosen.disk.info.name);
     for other in others {
         let name = &other.info.name;
-        let found = partition::file_system_labels(&other.node, other.info.sector_size);
-        let found = found.map_err(|e| {
-            refused(format!(
-                "what is on {name} cannot be read ({e}), so that nobody can say whether it has a file system labelled {}",
-                labels.join(" or ")
-            ))
-        })?;
-        if let Some((place, label)) = found.iter().find(|(_, label)| labels.contains(label)) {
-            let place = place.map_or(name.clone(), |number| {
-                format!("partition {number} of {name}")
-            });
-            return Err(refused(format!(
-                "{place} has a file system labelled {label}, by which the installed system would look for its own"
-            )));
+        let contents = other.contents.as_ref();
+        check_one(
+            name,
+            contents.map_err(|e| unknown(name, e, labels))?,
+            labels,
+        )?;
+    }
+    Ok(())
+}
+
+fn check_discs(nodes: &[PathBuf], labels: &[String]) -> Result<(), StepFailure> {
+    for node in nodes {
+        let name = node.file_name().unwrap_or_default().to_string_lossy();
+        match Contents::read_disc(node) {
+            Ok(contents) => check_one(&name, &contents, labels)?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEDIUM) => {}
+            Err(error) => return Err(unknown(&name, &error.to_string(), labels)),
         }
     }
     Ok(())
+}
+
+fn check_one(name: &str, contents: &Contents, labels: &[String]) -> Result<(), StepFailure> {
+    let mut found = contents.file_systems();
+    let Some((number, found)) = found.find(|(_, found)| is_called(found, labels)) else {
+        return Ok(());
+    };
+    let place = number.map_or(name.to_owned(), |number| {
+        format!("partition {number} of {name}")
+    });
+    let label = found.label.as_deref().unwrap_or_default();
+    Err(refused(format!(
+        "{place} has a file system labelled {label}, by which the installed system would look for its own"
+    )))
+}
+
+/// What looks for configuration on vfat or ISO 9660 takes a label in capitals or small letters.
+fn is_called(found: &FileSystem, labels: &[String]) -> bool {
+    let Some(label) = &found.label else {
+        return false;
+    };
+    let any_case = matches!(found.kind, "vfat" | "iso9660");
+    labels
+        .iter()
+        .any(|wanted| wanted == label || (any_case && wanted.eq_ignore_ascii_case(label)))
+}
+
+fn unknown(name: &str, error: &str, labels: &[String]) -> StepFailure {
+    refused(format!(
+        "what is on {name} cannot be read ({error}), so that nobody can say whether it has a file system labelled {}",
+        labels.join(" or ")
+    ))
 }
 
 fn refused(what: String) -> StepFailure {
@@ -92,5 +135,45 @@ mod tests {
         raw.sync_all().unwrap();
         let failure = check("x").unwrap_err();
         assert!(failure.message.contains("cannot be read"), "{failure:?}");
+    }
+
+    /// What a BMC shows as a CD: the volume descriptor of ISO 9660, behind the boot sector of an
+    /// image that is also good for sticks.
+    #[test]
+    fn a_label_on_a_disc_is_refused_in_any_case() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("sr0");
+        let mut iso = vec![0; 1 << 17];
+        iso[0x8000..0x8006].copy_from_slice(b"\x01CD001");
+        iso[0x8028..0x8048].fill(b' ');
+        iso[0x8028..0x802e].copy_from_slice(b"cidata");
+        iso[450] = 0xee;
+        iso[510..512].copy_from_slice(&[0x55, 0xaa]);
+        std::fs::write(&node, iso).unwrap();
+        let check = |label: &str| check_discs(std::slice::from_ref(&node), &[label.to_owned()]);
+        let failure = check("CIDATA").unwrap_err();
+        assert_eq!(failure.code, FailureCode::DiskRefused);
+        let told = "sr0 has a file system labelled cidata";
+        assert!(failure.message.contains(told), "{failure:?}");
+        check("boot").unwrap();
+        // A drive that is not there now cannot be read: nobody knows what was in it.
+        std::fs::remove_file(&node).unwrap();
+        assert!(check("boot").is_err());
+    }
+
+    #[test]
+    fn case_counts_where_systems_tell_it_apart() {
+        let labelled = |kind, label: &str| FileSystem {
+            kind,
+            label: Some(label.to_owned()),
+            uuid: None,
+        };
+        let wanted = ["CIDATA".to_owned()];
+        for kind in ["vfat", "iso9660"] {
+            assert!(is_called(&labelled(kind, "cidata"), &wanted));
+            assert!(!is_called(&labelled(kind, "cidata2"), &wanted));
+        }
+        assert!(!is_called(&labelled("ext4", "cidata"), &wanted));
+        assert!(is_called(&labelled("ext4", "CIDATA"), &wanted));
     }
 }

@@ -22,6 +22,20 @@ pub fn read(block: &Path, loops: &[PathBuf]) -> Vec<DiskInfo> {
     disks
 }
 
+/// The names of CD and DVD drives, a BMC's virtual ones too: nothing to write to, but what is in
+/// them may have a label that somebody looks for.
+#[must_use]
+pub fn discs(block: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(block).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| number(&entry.path(), "size").is_some_and(|size| size > 0))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| is_numbered(name, "sr"))
+        .collect();
+    names.sort();
+    names
+}
+
 /// Reads one disk, given its folder; none when it is gone or no disk to write to.
 #[must_use]
 pub fn disk(dir: &Path, loops: &[PathBuf]) -> Option<DiskInfo> {
@@ -271,6 +285,7 @@ mod tests {
         let disks = read(&root.join("block"), &[]);
         let names: Vec<_> = disks.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(names, ["nvme0n1", "sda", "sdb", "vda"]);
+        assert_eq!(discs(&root.join("block")), ["sr0"]);
         let [nvme, sata, usb, virtio] = &disks[..] else {
             panic!()
         };
