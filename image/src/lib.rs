@@ -35,7 +35,7 @@ pub use manifest::{
     MIN_FRAME_SIZE, Manifest, ManifestError, SECTOR, check_os, check_os_version,
 };
 pub use pack::{Facts, PackError, PackOptions, Packed, pack};
-pub use plan::{DiskTooSmall, WritePlan};
+pub use plan::{DiskTooSmall, END_OF_DISK, WritePlan};
 pub use proof::{MAX_PROOF_TEXT, Proof, ProofMethod};
 pub use sign::{KeyError, PublicKey, SignedManifest, SigningKey};
 pub use table::{

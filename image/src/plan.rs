@@ -1,8 +1,11 @@
-//! In which order an image goes to a disk, so that no half of it is ever bootable.
+//! Which parts of a disk come first and last when an image is written to it, so that no half of
+//! it is ever bootable.
 //!
 //! Firmware looks at the first sectors (MBR, GPT) and, when they are damaged, at the backup GPT
 //! at the end of the disk (UEFI 2.10, section 5.3.2). So what an earlier system left there is
 //! cleared before anything else, and what the image has there is written after everything else.
+//! In which order the sectors of these frames go is the writer's to know: three of them, MBR and
+//! GPT headers, are cleared before and written after all others.
 
 use std::ops::Range;
 
@@ -10,7 +13,7 @@ use crate::manifest::Manifest;
 
 /// How much of the end of a disk is cleared: the backup GPT (33 sectors, of up to 4096 bytes)
 /// and the metadata that RAID formats keep there.
-const END_OF_DISK: u64 = 1024 * 1024;
+pub const END_OF_DISK: u64 = 1024 * 1024;
 
 /// The disk is smaller than the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,12 +26,13 @@ pub struct DiskTooSmall {
 }
 
 /// What comes first and last when a disk is written: `clear`, then everything else in any order,
-/// then each of `last` in order; the disk is flushed after each.
+/// then `last`; the disk is flushed after each of the three, and inside of the first and the last
+/// as often as the writer needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WritePlan {
     /// Ranges of the disk to overwrite with zeros first: what an earlier system boots from.
     pub clear: Vec<Range<u64>>,
-    /// Frames that are held back: the disk's last slice, then its first that is not zero.
+    /// Frames that are held back: the disk's last slice, and its first that is not zero.
     pub last: Vec<usize>,
 }
 

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anneal_image::{Grow, Manifest, ManifestError, PublicKey, SignedManifest, WritePlan};
+use anneal_image::{
+    END_OF_DISK, Grow, Manifest, ManifestError, PublicKey, SignedManifest, WritePlan,
+};
 use anneal_protocol::agent::{
     FailureCode, StepFailure, StreamOptions, StreamResult, StreamTimes, Verify,
 };
@@ -34,8 +36,6 @@ const TELL: Duration = Duration::from_secs(10);
 const MIRROR: u8 = 0;
 const DAEMON: u8 = 1;
 const LAST_RESORT: u8 = 2;
-/// What a write holds in memory besides frames: see [`Needs::held`].
-const END_OF_DISK: u64 = 1 << 20;
 
 /// One image, one disk, and how.
 #[derive(Debug)]
