@@ -379,7 +379,7 @@ pub enum FailureCode {
 pub struct WipeResult {
     /// Kernel name of the disk.
     pub disk: String,
-    /// `discard` or `zero-signatures`.
+    /// `discard`, `zero-signatures`, or `zero-all` when the partition table could not be read.
     pub method: String,
 }
 
