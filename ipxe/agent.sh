@@ -4,11 +4,15 @@
 # or flags.
 #
 # Environment: CARGO_TARGET_DIR  as for cargo
+#              CARGO             the path of a cargo with rustc beside it, for callers whose PATH has none
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 target=x86_64-unknown-linux-gnu
 cd "$root"
+case ${CARGO:-} in
+    */*) PATH=$(dirname "$CARGO"):$PATH ;;
+esac
 RUSTFLAGS="-C target-feature=+crt-static" \
     cargo build --quiet -p anneal-agent --profile agent --target $target >&2
 echo "${CARGO_TARGET_DIR:-$root/target}/$target/agent/anneal-agent"

@@ -10,13 +10,23 @@ use std::time::{Duration, Instant};
 /// Emulated, on a machine that does other things too.
 const BOUND: Duration = Duration::from_secs(600);
 
-/// Makes kernel and initramfs (a no-op when nothing changed) and says where they are.
+/// Where kernel and initramfs are. `ANNEAL_NETBOOT` names a folder in which they are ready: make
+/// sets it, because it runs tests as root, who may have no cargo and should own none of its files.
+/// Without it they are made (a no-op when nothing changed).
 fn netboot() -> PathBuf {
+    if let Some(dir) = std::env::var_os("ANNEAL_NETBOOT") {
+        let dir = PathBuf::from(dir);
+        for name in ["vmlinuz", "initramfs.img"] {
+            let file = dir.join(name);
+            assert!(file.exists(), "{}: run make netboot", file.display());
+        }
+        return dir;
+    }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let dir = std::env::var_os("ANNEAL_NETBOOT")
-        .map_or_else(|| root.join(".cache/netboot"), PathBuf::from);
+    let dir = root.join(".cache/netboot");
     let made = Command::new(root.join("ipxe/initramfs.sh"))
         .arg(&dir)
+        .env("CARGO", env!("CARGO"))
         .status()
         .unwrap();
     assert!(made.success(), "ipxe/initramfs.sh failed");
