@@ -8,7 +8,7 @@ use anneal_protocol::agent::{AgentAction, Inventory, Outcome, PartitionRef, Stre
 use base64::Engine as _;
 
 use crate::daemon::{MIB, by_serial, daemon, no_images, output, seal};
-use crate::support::{QEMU_HOST, Then, eventually};
+use crate::support::{QEMU_HOST, Then};
 use crate::vm::{Drive, Machine, disk, words};
 
 /// Drivers, disks, DHCP, and manners when nobody is there.
@@ -167,8 +167,7 @@ fn installs_a_machine_and_switches_it_off() {
     );
     machine.expect(&["enrolled"]);
     machine.expect(&["leaving: power-off"]);
-    let ended = eventually("power off", || machine.child.try_wait().unwrap());
-    assert!(ended.success());
+    assert!(machine.ended().success());
     let outcomes = daemon.outcomes(9);
     let inventory: Inventory = output(&outcomes[0]);
     assert_eq!(inventory.manufacturer.as_deref(), Some("QEMU"));
@@ -210,5 +209,5 @@ fn a_refused_machine_tells_its_console_and_restarts() {
     machine.expect(&["cannot enroll r1n1", "refused with 404"]);
     machine.expect(&["restarting in 30 seconds"]);
     // With -no-reboot a restart ends QEMU.
-    eventually("restart", || machine.child.try_wait().unwrap());
+    machine.ended();
 }

@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,7 @@ impl<'a> Drive<'a> {
 }
 
 pub struct Machine {
-    pub child: Child,
+    child: Child,
     lines: mpsc::Receiver<String>,
     pub seen: String,
 }
@@ -176,6 +176,21 @@ impl Machine {
                 panic!("never: {what} ({over:?}):\n{}", self.seen);
             }
             std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until it ends by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + BOUND;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                self.seen.extend(self.lines.try_iter().map(|l| l + "\n"));
+                panic!("it never ended:\n{}", self.seen);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
