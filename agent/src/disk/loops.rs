@@ -52,20 +52,16 @@ fn run(package: &str, command: &mut Command, line: &str) -> String {
     String::from_utf8(ran.stdout).unwrap().trim().to_owned()
 }
 
-/// A loop device; detached when dropped.
+/// A loop device. It goes when nobody has it open any more: the last is this process, however it
+/// ends.
 #[derive(Debug)]
 pub struct Loop {
     pub node: PathBuf,
     /// The file behind it; its name is the serial of the disk.
     pub file: PathBuf,
     serial: String,
+    _open: std::fs::File,
     _dir: tempfile::TempDir,
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.node).status();
-    }
 }
 
 impl Loop {
@@ -113,10 +109,14 @@ impl Loop {
         );
         std::fs::remove_file(part).unwrap();
         let node = tool("mount", &format!("losetup --show -fP {to}"));
+        let open = std::fs::File::open(&node);
+        // Open, it is only marked.
+        tool("mount", &format!("losetup -d {node}"));
         Self {
             node: PathBuf::from(node),
             file,
             serial,
+            _open: open.unwrap(),
             _dir: dir,
         }
     }

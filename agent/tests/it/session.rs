@@ -312,11 +312,13 @@ fn a_mounted_disk_is_refused() {
     let raw = raw_disk();
     let sealed = seal(&raw);
     let disk = Loop::new("an-agent-mounted.img", 64 * MIB);
+    // Through the device: the kernel may have parts of it in memory.
     let file = std::fs::File::options()
         .write(true)
-        .open(&disk.file)
+        .open(&disk.node)
         .unwrap();
     file.write_all_at(&raw, 0).unwrap();
+    file.sync_all().unwrap();
     drop(file);
     // Whether or not the kernel knows GPT.
     let _ = Command::new("partx")

@@ -260,10 +260,12 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A loop device; detached when dropped.
+/// A loop device. It goes when nobody has it open any more: the last is this process, however it
+/// ends.
 pub struct Loop {
     pub node: String,
     pub file: std::path::PathBuf,
+    _open: std::fs::File,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -300,18 +302,18 @@ impl Loop {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
+        let node = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        let open = std::fs::File::open(&node);
+        // Open, it is only marked.
+        let marked = std::process::Command::new("losetup")
+            .args(["-d", &node])
+            .status();
+        assert!(marked.unwrap().success());
         Self {
-            node: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
+            node,
             file: file.to_owned(),
+            _open: open.unwrap(),
             _dir: None,
         }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup")
-            .args(["-d", &self.node])
-            .status();
     }
 }

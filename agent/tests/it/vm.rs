@@ -93,7 +93,9 @@ pub struct Machine {
 impl Machine {
     pub fn boot(words: &str, drives: &[Drive<'_>]) -> Self {
         let netboot = netboot();
-        let mut qemu = Command::new("qemu-system-x86_64");
+        // It ends with the thread that runs the test, also when that is killed.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args([
             "-accel",
             "tcg",
@@ -123,9 +125,9 @@ impl Machine {
         for (number, drive) in drives.iter().enumerate() {
             qemu.args(drive.arguments(number));
         }
-        let mut child = qemu.spawn().unwrap_or_else(|e| {
-            panic!("qemu-system-x86_64: {e}; install the package qemu-system-x86")
-        });
+        let mut child = qemu
+            .spawn()
+            .expect("setpriv: install the packages util-linux and qemu-system-x86");
         let console = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {

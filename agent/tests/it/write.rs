@@ -295,11 +295,12 @@ impl Nginx {
             )
             .as_bytes(),
         );
-        let child = Command::new("/usr/sbin/nginx")
-            .arg("-c")
+        // It ends with the test, also when that is killed.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "/usr/sbin/nginx", "-c"])
             .arg(dir.path().join("nginx.conf"))
             .spawn()
-            .expect("nginx: install the package nginx-light");
+            .expect("setpriv: install the packages util-linux and nginx-light");
         eventually("nginx listens", || {
             std::net::TcpStream::connect(("127.0.0.1", port)).ok()
         });
