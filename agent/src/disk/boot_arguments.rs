@@ -179,7 +179,7 @@ fn attributes(file: &File) -> io::Result<Vec<(OsString, Vec<u8>)>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::loops::{FILE_SYSTEMS, Loop, labelled, script};
+    use super::super::loops::{FILE_SYSTEMS, Loop, known, labelled, script};
     use super::*;
 
     fn change(add: &str, remove: &str) -> Change {
@@ -213,6 +213,33 @@ mod tests {
             );
             let expected = "title a\noptions rw x=1\nlinux /v\ntitle b\noptions rw x=1\noptions rwa+3.conf\nb.conf\nreadme.txt\n600:12:34\nboot_t";
             assert_eq!(seen, expected, "{kind}");
+        }
+    }
+
+    /// systemd-boot's entries are on vfat, which has no links, owners or attributes.
+    #[test]
+    fn edits_the_entries_of_vfat_once() {
+        for (kind, mib, package, mkfs) in known().filter(|(kind, ..)| *kind == "vfat") {
+            let disk = Loop::new("anneal-bls-vfat", mib, package, mkfs);
+            let node = disk.partition();
+            script(
+                &node,
+                "mount \"$1\" /mnt; mkdir -p /mnt/loader/entries; cd /mnt/loader/entries
+                printf 'title a\\noptions quiet rw\\n' >a+3.conf; printf 'options x=1\\n' >b.conf",
+            );
+            let edit = || edit_on(&disk.chosen(), &labelled("L"), &change("x=1", "quiet"));
+            let first = edit().unwrap();
+            assert_eq!(
+                (first.changed, first.unchanged.len()),
+                (vec!["a+3.conf".into()], 1)
+            );
+            assert_eq!(edit().unwrap().changed.len(), 0, "{kind}");
+            let seen = script(
+                &node,
+                "mount -o ro \"$1\" /mnt; cd /mnt/loader/entries; cat *; ls; cd /; umount /mnt; fsck.vfat -n \"$1\" >&2",
+            );
+            let expected = "title a\noptions rw x=1\noptions x=1\na+3.conf\nb.conf";
+            assert_eq!(seen, expected);
         }
     }
 

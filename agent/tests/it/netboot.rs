@@ -60,8 +60,8 @@ fn run(line: &str) {
     assert!(ran.status.success(), "{line}: {ran:?}");
 }
 
-/// A raw disk with one partition of each kind that installed systems are configured by; `boot`
-/// has a boot loader entry.
+/// A raw disk with one partition of each kind that installed systems are configured by; `CIDATA`
+/// and `boot` have a boot loader entry.
 fn full_disk() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let whole = disk(dir.path(), "whole", 196 * MIB).display().to_string();
@@ -71,9 +71,14 @@ fn full_disk() -> Vec<u8> {
         ));
         let part = disk(dir.path(), label, length * MIB).display().to_string();
         run(&mkfs.replace("FILE", &part));
+        let entry = dir.path().join("entry");
+        std::fs::write(&entry, "title x\noptions quiet rw\n").unwrap();
+        if label == "CIDATA" {
+            run(&format!("mmd -i {part} ::loader ::loader/entries"));
+            let entry = entry.display();
+            run(&format!("mcopy -i {part} {entry} ::loader/entries/y.conf"));
+        }
         if label == "boot" {
-            let entry = dir.path().join("entry");
-            std::fs::write(&entry, "title x\noptions quiet rw\n").unwrap();
             let made = format!(
                 "mkdir loader\nmkdir loader/entries\nwrite {} loader/entries/x.conf\n",
                 entry.display()
@@ -129,6 +134,12 @@ fn install(image: AgentAction) -> Vec<AgentAction> {
         uid: 12,
         gid: 34,
     };
+    let arguments = |part: usize| AgentAction::BootArguments {
+        disk: by_serial("ROOT-1"),
+        partition: label(PARTS[part].0),
+        add: vec!["console=ttyS0".into()],
+        remove: vec!["quiet".into()],
+    };
     vec![
         AgentAction::Inventory,
         image,
@@ -137,12 +148,8 @@ fn install(image: AgentAction) -> Vec<AgentAction> {
         file(1, "/ignition/config.ign", "ext4\n"),
         file(2, "/config.yaml", "xfs\n"),
         file(3, "/config.ign", "btrfs\n"),
-        AgentAction::BootArguments {
-            disk: by_serial("ROOT-1"),
-            partition: label("boot"),
-            add: vec!["console=ttyS0".into()],
-            remove: vec!["quiet".into()],
-        },
+        arguments(0),
+        arguments(1),
         AgentAction::PowerOff,
     ]
 }
@@ -168,7 +175,7 @@ fn installs_a_machine_and_switches_it_off() {
     machine.expect(&["enrolled"]);
     machine.expect(&["leaving: power-off"]);
     assert!(machine.ended().success());
-    let outcomes = daemon.outcomes(9);
+    let outcomes = daemon.outcomes(10);
     let inventory: Inventory = output(&outcomes[0]);
     assert_eq!(inventory.manufacturer.as_deref(), Some("QEMU"));
     assert_eq!(inventory.firmware, "bios");
@@ -176,12 +183,17 @@ fn installs_a_machine_and_switches_it_off() {
     let streamed: StreamResult = output(&outcomes[1]);
     assert_eq!(streamed.disk, "vda");
     assert!(streamed.read_back.is_some());
-    assert_eq!(outcomes[8], Outcome::Leaving);
+    assert_eq!(outcomes[9], Outcome::Leaving);
     for (part, paths, expected) in [
         (
             0,
             "user-data sub/meta-data",
             "#cloud-config\ninstance-id: r1n1\n",
+        ),
+        (
+            0,
+            "loader/entries/y.conf",
+            "title x\noptions rw console=ttyS0\n",
         ),
         (1, "ignition/config.ign", "ext4\n640:12:34\n"),
         (
@@ -194,6 +206,14 @@ fn installs_a_machine_and_switches_it_off() {
     ] {
         assert_eq!(read_back(&root, part, paths), expected, "{outcomes:?}");
     }
+    // The only place where every test run sees what the agent leaves of a FAT.
+    let fat = dir.path().join("fat").display().to_string();
+    let (_, start, length, _) = PARTS[0];
+    run(&format!(
+        "dd if={} of={fat} bs=1M skip={start} count={length} status=none",
+        root.display()
+    ));
+    run(&format!("fsck.vfat -n {fat}"));
 }
 
 /// A token that was used before: the machine says so and restarts, to fetch a new one.
