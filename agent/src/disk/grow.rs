@@ -79,6 +79,16 @@ pub fn apply<D: Disk>(
     Ok(grown)
 }
 
+/// Whether the disk has `first`, the image's first frame, as it would be written. What cannot be
+/// read is not there.
+pub fn is_there<D: Disk>(disk: &D, first: &[u8], grown: Option<&Grown>) -> bool {
+    if let Some(grown) = grown {
+        return reads_back(disk, grown).unwrap_or(false);
+    }
+    let mut found = Aligned::new(first.len());
+    disk.read_at(0, &mut found).is_ok() && found[..] == *first
+}
+
 /// Whether the grown table reads back as it was written.
 ///
 /// # Errors

@@ -63,7 +63,15 @@ fn the_last_partition_takes_the_rest_of_the_disk() {
             let first = case.manifest.raw_length(0);
             let size = case.manifest.size() as usize;
             assert!(now[first..size] == raw("dd0d00dd", sector)[first..]);
-            // The second time only the first frame is written.
+            // The second time nothing is written, unless the table is not there as a whole.
+            let before = disk.operations();
+            let again = write(&case, &disk, verify).unwrap();
+            assert_eq!((again.unchanged.frames, again.grown), (8, written.grown));
+            assert_eq!(again.read_back.is_some(), verify != Verify::None);
+            assert_eq!(disk.operations(), before);
+            let mut damaged = now.clone();
+            damaged[now.len() - sector] ^= 1;
+            let disk = Memory::of(damaged, sector);
             let again = write(&case, &disk, verify).unwrap();
             assert_eq!((again.written.frames, again.grown), (1, written.grown));
             assert!(disk.now() == now);
@@ -91,6 +99,22 @@ fn a_power_cut_leaves_the_earlier_system_or_nothing_or_the_whole_grown_image() {
         let disk = Memory::of(cut, case.sector);
         write(&case, &disk, Verify::Full).unwrap();
         assert!(disk.now() == whole, "{dies_after}");
+    }
+}
+
+#[test]
+fn one_failure_leaves_nothing_that_boots() {
+    let case = case(512);
+    let disk = Memory::of(case.start.clone(), 512);
+    write(&case, &disk, Verify::Full).unwrap();
+    for operation in 0..disk.operations() {
+        let disk = Memory::of(case.start.clone(), 512).fails_once_at(operation);
+        write(&case, &disk, Verify::Full).unwrap_err();
+        let now = disk.now();
+        assert!(
+            is_whole(&now, &case.start, 512) || !recognised(&now, 512),
+            "boots although operation {operation} failed"
+        );
     }
 }
 
@@ -168,4 +192,8 @@ fn a_disk_of_the_image_s_own_size_stays_as_it_is() {
     let written = write(&case, &disk, Verify::Full).unwrap();
     assert_eq!(written.grown, None);
     assert!(disk.now() == raw("dd0d00dd", 512));
+    let before = disk.operations();
+    let again = write(&case, &disk, Verify::Full).unwrap();
+    assert_eq!((again.unchanged.frames, again.grown), (8, None));
+    assert_eq!(disk.operations(), before);
 }

@@ -12,6 +12,8 @@
 //!
 //! Knows no network: encoded frames come from a [`Supply`].
 
+mod leave;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -182,38 +184,6 @@ impl<D: Disk> Writer<'_, D> {
         Ok(survey)
     }
 
-    /// Every frame is right, and has just been read. What an earlier system left beyond the image
-    /// is cleared as by a full write.
-    fn nothing_to_do(&mut self, survey: &Survey) -> Result<(), StepFailure> {
-        let Job { manifest, disk, .. } = self.job;
-        let beyond = self.plan.clear.iter().map(|range| {
-            range
-                .start
-                .max(manifest.size())
-                .next_multiple_of(disk.sector())..range.end
-        });
-        for range in beyond.filter(|range| range.start < range.end) {
-            // At most END_OF_DISK.
-            let mut bytes = Aligned::new((range.end - range.start) as usize);
-            disk.read_at(range.start, &mut bytes)
-                .map_err(|e| failed("read", range.start, &e))?;
-            if bytes.iter().any(|byte| *byte != 0) {
-                disk.zero(range.clone())
-                    .map_err(|e| failed("clear", range.start, &e))?;
-                self.flush()?;
-            }
-        }
-        self.count(survey, &[]);
-        if self.job.verify != Verify::None {
-            self.result.read_back = Some(match self.job.verify {
-                Verify::Full => self.result.compared,
-                _ => Amount::default(),
-            });
-        }
-        self.tell_end();
-        Ok(())
-    }
-
     fn change<S: Supply>(
         &mut self,
         survey: &Survey,
@@ -244,11 +214,8 @@ impl<D: Disk> Writer<'_, D> {
             }
             None => None,
         };
-        if let (Some(which), Some(first)) = (self.job.grow, &first)
-            && first.index == 0
-        {
-            // A table that cannot be grown: told before anything is changed, when it can be.
-            grow::plan(self.job.manifest, self.job.disk, which, &first.raw)?;
+        if self.is_grown(survey, supply.as_ref(), first.as_ref())? {
+            return Ok(supply);
         }
         let started = Instant::now();
         self.clear()?;
