@@ -201,4 +201,24 @@ mod tests {
         assert!(parse(4096, 128) && parse(1, 4096));
         assert!(!parse(4097, 128) && !parse(1, 4097) && !parse(1, 64));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_an_entry_says_it_ends_on_a_disk_or_is_damage(
+            first in proptest::num::u64::ANY,
+            length in 0_u64..1 << 60,
+            rest in proptest::collection::vec(proptest::num::u8::ANY, 128),
+        ) {
+            let mut entry = rest;
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            for last in [first.wrapping_add(length), first.wrapping_sub(1), u64::MAX] {
+                entry[40..48].copy_from_slice(&last.to_le_bytes());
+                for sector in [512, 4096] {
+                    let found = partition(&entry, 1, sector);
+                    let end = found.map_or(0, |found| found.start + found.length);
+                    proptest::prop_assert!(i64::try_from(end).is_ok());
+                }
+            }
+        }
+    }
 }
