@@ -14,6 +14,8 @@ mod daemon;
 mod event_sink;
 #[path = "api/join.rs"]
 mod join;
+#[path = "api/join_late.rs"]
+mod join_late;
 #[path = "api/kairos.rs"]
 mod kairos;
 #[path = "api/kube_apiserver.rs"]

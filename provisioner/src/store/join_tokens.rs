@@ -52,8 +52,8 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that a token was made. With `replaces`, earlier ones of its run for the same end
-    /// are not needed any more.
+    /// Notes that a token was made, also when it was taken for revoked before it was there. With
+    /// `replaces`, earlier ones of its run for the same end are not needed any more.
     ///
     /// # Errors
     /// When the database fails.
@@ -61,7 +61,8 @@ impl Store {
         const DOING: &str = "noting a join token";
         let mut tx = self.begin().await?;
         sqlx::query(
-            "UPDATE join_tokens SET minted_at = $2, digest = $3, token_id = $4 WHERE id = $1",
+            "UPDATE join_tokens SET minted_at = $2, digest = $3, token_id = $4, \
+             revoked_at = NULL, retry_at = NULL, tries = 0, problem = NULL WHERE id = $1",
         )
         .bind(&token.id)
         .bind(token.minted_at.map(|at| at.0))
@@ -112,16 +113,20 @@ impl Store {
         Ok(())
     }
 
-    /// Marks a token as one that nobody needs: nobody knows whether it was made.
+    /// Marks a token as one that nobody needs: nobody knows whether it was made. What was found
+    /// of it before does not count.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn supersede_join_token(&self, id: &str) -> Result<()> {
-        sqlx::query("UPDATE join_tokens SET superseded = 1 WHERE id = $1")
-            .bind(id)
-            .execute(&self.writer)
-            .await
-            .map_err(during("giving up a join token"))?;
+        sqlx::query(
+            "UPDATE join_tokens SET superseded = 1, revoked_at = NULL, retry_at = NULL, \
+             tries = 0, problem = NULL WHERE id = $1",
+        )
+        .bind(id)
+        .execute(&self.writer)
+        .await
+        .map_err(during("giving up a join token"))?;
         Ok(())
     }
 
@@ -153,18 +158,37 @@ impl Store {
             .map(|rows| rows.iter().map(token).collect())
     }
 
-    /// Notes that a token is revoked.
+    /// Notes that a token is revoked. False when it was made meanwhile: then what was revoked was
+    /// not there yet.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn join_token_revoked(&self, id: &str, at: Millis) -> Result<()> {
-        sqlx::query("UPDATE join_tokens SET revoked_at = $2, problem = NULL WHERE id = $1")
+    pub async fn join_token_revoked(&self, token: &JoinToken, at: Millis) -> Result<bool> {
+        sqlx::query(
+            "UPDATE join_tokens SET revoked_at = $2, problem = NULL \
+             WHERE id = $1 AND minted_at IS $3",
+        )
+        .bind(&token.id)
+        .bind(at.0)
+        .bind(token.minted_at.map(|at| at.0))
+        .execute(&self.writer)
+        .await
+        .map(|done| done.rows_affected() == 1)
+        .map_err(during("noting a revoked join token"))
+    }
+
+    /// Notes when to look again for a token that may yet be made. Nothing changes when it was.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn join_token_unsettled(&self, id: &str, retry_at: Millis) -> Result<()> {
+        sqlx::query("UPDATE join_tokens SET retry_at = $2 WHERE id = $1 AND minted_at IS NULL")
             .bind(id)
-            .bind(at.0)
+            .bind(retry_at.0)
             .execute(&self.writer)
             .await
-            .map_err(during("noting a revoked join token"))?;
-        Ok(())
+            .map(|_| ())
+            .map_err(during("noting a join token that may yet be made"))
     }
 
     /// Notes that a token could not be revoked, and when to try again.

@@ -159,13 +159,18 @@ impl Engine {
                             // How far an earlier attempt was says nothing about this one.
                             lock(&self.inner.progress).remove(&(s.run.id.clone(), idx));
                         }
-                        match self.write_order(&s, idx).await {
-                            Err(EngineError::Issuer(error)) => {
-                                self.not_issued(&s, idx, &request.boot_id, &error).await?;
-                                continue;
-                            }
-                            order => return order,
+                        let order = self.write_order(&s, idx).await;
+                        if let Err(EngineError::Issuer(error)) = &order {
+                            self.not_issued(&s, idx, &request.boot_id, error).await?;
+                            continue;
                         }
+                        // Making tokens takes time: a run that ended meanwhile gets none of them.
+                        if order.is_ok() && !self.still_holds(&s, idx, &request.boot_id).await? {
+                            // They are to be taken back.
+                            self.inner.changed.notify_waiters();
+                            continue;
+                        }
+                        return order;
                     }
                 }
                 Err(change) => {
@@ -194,6 +199,19 @@ impl Engine {
                 now(),
             ))),
         }
+    }
+
+    /// Whether a boot of the agent still has the attempt that an order was written for.
+    async fn still_holds(
+        &self,
+        s: &Snapshot,
+        idx: usize,
+        boot_id: &str,
+    ) -> Result<bool, EngineError> {
+        let current = self.load(&s.run.id).await?;
+        let step = u32::try_from(idx).unwrap_or(u32::MAX);
+        let attempt = s.steps[idx].attempt;
+        Ok(engine::wanted(&current, step, attempt, boot_id))
     }
 
     /// Renders the order with its secrets, at the last moment.

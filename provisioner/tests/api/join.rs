@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::daemon::{Daemon, NodeKey};
 use crate::scan::Scan;
 
-const INVENTORY: &str = r#"machines:
+pub const INVENTORY: &str = r#"machines:
   - name: r1n1
     nics: [ { mac: "52:54:00:aa:00:01", address: 10.77.0.11/24, boot: true } ]
     disk: { hints: { serial: "DISK1" } }
@@ -80,7 +80,7 @@ impl std::io::Write for Log {
     }
 }
 
-fn script(path: &Path, text: &str) {
+pub fn script(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
 }
@@ -197,7 +197,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    async fn call(&self, path: &str, body: &Value) -> Value {
+    pub async fn call(&self, path: &str, body: &Value) -> Value {
         let url = self.daemon.url(&format!("/agent/v1/{path}"));
         let answer = self.agent.post(url).json(body).send().await.unwrap();
         let status = answer.status();
@@ -251,7 +251,7 @@ pub async fn site() -> (Daemon, PathBuf) {
     (daemon, path)
 }
 
-async fn apply(daemon: &Daemon, text: String) -> (u16, String) {
+pub async fn apply(daemon: &Daemon, text: String) -> (u16, String) {
     let url = daemon.url("/api/v1/inventory");
     let answer = daemon.admin.post(url).body(text).send().await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())

@@ -1,9 +1,15 @@
 //! What is known of a token for joining, and what that means.
 
+use std::time::Duration;
+
 use anneal_protocol::time::Millis;
 
 use super::Request;
 use crate::settings::ClusterSettings;
+
+/// For how long what an issuer was asked for may come to be. We wait at most half a minute for its
+/// answer; a Kubernetes API works on a request that we have given up for another one.
+const SETTLES: Duration = Duration::from_secs(120);
 
 /// A token for joining a cluster, without the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +69,15 @@ impl JoinToken {
             tries: 0,
             retry_at: None,
             problem: None,
+        }
+    }
+
+    /// Until when the token may come to be although it is not there: the issuer has not answered,
+    /// or nobody heard it. None once it was there.
+    pub(super) fn unsettled_until(&self) -> Option<Millis> {
+        match self.minted_at {
+            None => Some(self.created_at.plus(SETTLES)),
+            Some(_) => None,
         }
     }
 

@@ -72,45 +72,67 @@ impl Issuers {
         // An API that does not answer is not asked again for every token that it has.
         let mut away: BTreeMap<String, Failure> = BTreeMap::new();
         for token in self.store.join_tokens_to_revoke(now()).await? {
-            if let Some(at) = token.retry_at.filter(|at| now() < *at) {
-                look_at = look_at.map_or(Some(at), |other| Some(other.min(at)));
-                continue;
-            }
-            let outcome = match away.get(&token.cluster) {
-                Some(failure) => Err(failure.clone()),
-                None => self.take_back(&token).await,
+            let again = match token.retry_at.filter(|at| now() < *at) {
+                Some(at) => Some(at),
+                None => self.attend(&token, &mut away).await?,
             };
-            match outcome {
-                Ok(false) => {}
-                Ok(true) => {
-                    self.store.join_token_revoked(&token.id, now()).await?;
-                    self.tell(&token, kind::JOIN_REVOKED, "is revoked", None);
-                }
-                Err(failure) => {
-                    let at = now().plus(pause(token.tries));
-                    self.store
-                        .join_token_unrevoked(&token.id, &failure.reason, at)
-                        .await?;
-                    // Once is enough for people; the list of tokens has the latest reason.
-                    if token.tries == 0 {
-                        let what = "could not be revoked and is tried again";
-                        self.tell(&token, kind::JOIN_UNREVOKED, what, Some(&failure.reason));
-                    }
-                    tracing::warn!(
-                        cluster = token.cluster,
-                        machine = token.machine,
-                        tries = token.tries + 1,
-                        reason = failure.reason,
-                        "a join token could not be revoked"
-                    );
-                    if failure.retryable {
-                        away.insert(token.cluster.clone(), failure);
-                    }
-                    look_at = look_at.map_or(Some(at), |other| Some(other.min(at)));
-                }
-            }
+            look_at = look_at.into_iter().chain(again).min();
         }
         Ok(look_at)
+    }
+
+    /// Takes one token back, unless its cluster is away, and notes how that went. Tells when to
+    /// look at it again.
+    async fn attend(
+        &self,
+        token: &JoinToken,
+        away: &mut BTreeMap<String, Failure>,
+    ) -> Result<Option<Millis>, StoreError> {
+        let outcome = match away.get(&token.cluster) {
+            Some(failure) => Err(failure.clone()),
+            None => self.take_back(token).await,
+        };
+        if matches!(outcome, Ok(false)) {
+            return Ok(None);
+        }
+        if let Some(at) = token.unsettled_until().filter(|at| now() < *at) {
+            // Nobody knows whether there will be one: that there is none now says nothing, and
+            // neither does it that its id is not known.
+            self.store.join_token_unsettled(&token.id, at).await?;
+            return Ok(Some(at));
+        }
+        let Err(failure) = outcome else {
+            if self.store.join_token_revoked(token, now()).await? {
+                self.tell(token, kind::JOIN_REVOKED, "is revoked", None);
+            }
+            return Ok(None);
+        };
+        let at = self.unrevoked(token, &failure).await?;
+        if failure.retryable {
+            away.insert(token.cluster.clone(), failure);
+        }
+        Ok(Some(at))
+    }
+
+    /// Notes that a token could not be taken back. Tells when that is tried again.
+    async fn unrevoked(&self, token: &JoinToken, failure: &Failure) -> Result<Millis, StoreError> {
+        let at = now().plus(pause(token.tries));
+        self.store
+            .join_token_unrevoked(&token.id, &failure.reason, at)
+            .await?;
+        // Once is enough for people; the list of tokens has the latest reason.
+        if token.tries == 0 {
+            let what = "could not be revoked and is tried again";
+            self.tell(token, kind::JOIN_UNREVOKED, what, Some(&failure.reason));
+        }
+        tracing::warn!(
+            cluster = token.cluster,
+            machine = token.machine,
+            tries = token.tries + 1,
+            reason = failure.reason,
+            "a join token could not be revoked"
+        );
+        Ok(at)
     }
 
     /// Takes one token back. False when there is no way to: it ends by itself.
