@@ -49,6 +49,8 @@ pub struct ClusterFacts {
     pub ca: bool,
     /// It has a bundle of secrets: Talos.
     pub bundle: bool,
+    /// Fields of `talos` that its bundle is known not to have.
+    pub lacks: Vec<&'static str>,
 }
 
 /// Secrets for joining; what was not wanted is not there.
@@ -168,6 +170,7 @@ pub(super) fn variables(
     ];
     if facts.bundle {
         let talos = Talos {
+            lacks: facts.lacks.clone(),
             secrets,
             used: used.clone(),
         };
@@ -227,6 +230,7 @@ impl Object for Join {
 }
 
 struct Talos {
+    lacks: Vec<&'static str>,
     secrets: Option<Arc<JoinSecrets>>,
     used: Arc<JoinUse>,
 }
@@ -240,6 +244,10 @@ impl fmt::Debug for Talos {
 impl Object for Talos {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let key = key.as_str()?;
+        // Undefined before the secrets are there as it will be with them.
+        if self.lacks.contains(&key) {
+            return None;
+        }
         let redacted = if TALOS_TEXTS.contains(&key) {
             json!(REDACTED)
         } else if TALOS_PAIRS.contains(&key) {
@@ -279,6 +287,7 @@ mod tests {
             token_id: bundle,
             ca: bundle,
             bundle,
+            lacks: Vec::new(),
         }
     }
 
@@ -382,6 +391,23 @@ mod tests {
         for name in names {
             let text = evaluate(&format!("x {{{{ {name} }}}}"), &context).unwrap();
             assert!(!text.contains(REDACTED), "{name}");
+        }
+    }
+
+    /// Also in the renderings that have no secrets, or placeholders.
+    #[test]
+    fn what_a_bundle_lacks_is_undefined_from_the_start() {
+        let facts = ClusterFacts {
+            lacks: vec!["secretbox_secret"],
+            ..facts(true)
+        };
+        let both = "x {{ talos.secretbox_secret is defined }} {{ talos.aescbc_secret is defined }}";
+        let placeholders = JoinSecrets::placeholders();
+        for secrets in [None, Some(&placeholders)] {
+            let context = context(Some(&facts), secrets);
+            assert_eq!(evaluate(both, &context).unwrap(), "x False True");
+            let error = evaluate("x {{ talos.secretbox_secret }}", &context).unwrap_err();
+            assert!(error.contains("undefined"), "{error}");
         }
     }
 

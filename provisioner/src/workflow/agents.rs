@@ -12,7 +12,7 @@ use anneal_protocol::agent::{
 
 use super::driver::{Engine, EngineError, Heard, TRIES, lock, too_busy};
 use super::engine::{self, Change, ResultVerdict};
-use super::inputs::{self, Inputs};
+use super::inputs::{self, InputError, Inputs};
 use super::run::{Presence, Snapshot};
 use super::secrets::{Destination, Secrets};
 use crate::clock::now;
@@ -151,6 +151,7 @@ impl Engine {
                     Next::Finished { reason }
                 });
             };
+            self.look_at_cluster(&s.plan.machine).await;
             match self.hand_out(&s, idx, &request.boot_id) {
                 Ok(change) => {
                     let again = s.steps[idx].boot_id.is_some();
@@ -159,18 +160,9 @@ impl Engine {
                             // How far an earlier attempt was says nothing about this one.
                             lock(&self.inner.progress).remove(&(s.run.id.clone(), idx));
                         }
-                        let order = self.write_order(&s, idx).await;
-                        if let Err(EngineError::Issuer(error)) = &order {
-                            self.not_issued(&s, idx, &request.boot_id, error).await?;
-                            continue;
+                        if let Some(order) = self.give(&s, idx, &request.boot_id).await? {
+                            return Ok(Next::Order(order));
                         }
-                        // Making tokens takes time: a run that ended meanwhile gets none of them.
-                        if order.is_ok() && !self.still_holds(&s, idx, &request.boot_id).await? {
-                            // They are to be taken back.
-                            self.inner.changed.notify_waiters();
-                            continue;
-                        }
-                        return order;
                     }
                 }
                 Err(change) => {
@@ -201,6 +193,38 @@ impl Engine {
         }
     }
 
+    /// The order for an attempt that a boot of the agent has; none when there is nothing to give,
+    /// and the run has changed.
+    async fn give(
+        &self,
+        s: &Snapshot,
+        idx: usize,
+        boot_id: &str,
+    ) -> Result<Option<Box<Order>>, EngineError> {
+        match self.write_order(s, idx).await {
+            Ok(Written::Order(order)) => {
+                // Making tokens takes time: a run that ended meanwhile gets none of them.
+                if self.still_holds(s, idx, boot_id).await? {
+                    return Ok(Some(order));
+                }
+                // They are to be taken back.
+                self.inner.changed.notify_waiters();
+            }
+            Ok(Written::Unusable(reason)) => {
+                let step = u32::try_from(idx).unwrap_or(u32::MAX);
+                let attempt = s.steps[idx].attempt;
+                self.change(&s.run.id, |current| {
+                    let holds = engine::wanted(current, step, attempt, boot_id);
+                    Ok(holds.then(|| engine::unusable(current, idx, &reason, now())))
+                })
+                .await?;
+            }
+            Err(EngineError::Issuer(error)) => self.not_issued(s, idx, boot_id, &error).await?,
+            Err(error) => return Err(error),
+        }
+        Ok(None)
+    }
+
     /// Whether a boot of the agent still has the attempt that an order was written for.
     async fn still_holds(
         &self,
@@ -215,13 +239,11 @@ impl Engine {
     }
 
     /// Renders the order with its secrets, at the last moment.
-    async fn write_order(&self, s: &Snapshot, idx: usize) -> Result<Next, EngineError> {
-        let internal = |e: anyhow::Error| EngineError::Internal(e);
-        let render = |secrets: &Secrets| {
-            self.inputs(s, idx, secrets)
-                .map_err(|e| internal(anyhow::Error::new(e)))
+    async fn write_order(&self, s: &Snapshot, idx: usize) -> Result<Written, EngineError> {
+        let wanted = match self.inputs(s, idx, &Secrets::redacted()) {
+            Ok((_, wanted)) => wanted,
+            Err(error) => return Ok(Written::Unusable(error.to_string())),
         };
-        let (_, wanted) = render(&Secrets::redacted())?;
         let why = format!("step {} `{}`", idx + 1, s.steps[idx].name);
         let destination = Destination {
             why: &why,
@@ -229,14 +251,19 @@ impl Engine {
             replaces: true,
         };
         let secrets = self.mint(s, &wanted, destination).await?;
-        let (inputs, _) = render(&secrets)?;
+        let inputs = match self.inputs(s, idx, &secrets) {
+            Ok((inputs, _)) => inputs,
+            // The next try would have new secrets made, and fail as this one did.
+            Err(error) => return Ok(Written::Unusable(only_with_secrets(&error))),
+        };
         let Inputs::Agent(mut action) = inputs else {
-            return Err(internal(anyhow::anyhow!("step {idx} is not the agent's")));
+            let told = anyhow::anyhow!("step {idx} is not the agent's");
+            return Err(EngineError::Internal(told));
         };
         self.add_sources(s, &mut action).await;
         let row = &s.steps[idx];
         let left = row.deadline.unwrap_or_else(now).since(now());
-        Ok(Next::Order(Box::new(Order {
+        Ok(Written::Order(Box::new(Order {
             id: OrderId {
                 run: s.run.id.clone(),
                 step: u32::try_from(idx).unwrap_or(u32::MAX),
@@ -378,4 +405,24 @@ impl Engine {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What became of an order that was to be written.
+enum Written {
+    /// It is there.
+    Order(Box<Order>),
+    /// It cannot be, however often it is tried: why.
+    Unusable(String),
+}
+
+/// Says where a text fails that could be rendered without its secrets. Not why: what is wrong with
+/// a value may quote it.
+fn only_with_secrets(error: &InputError) -> String {
+    let place = match error {
+        InputError::Render(error) => format!("{}:{}", error.file, error.line),
+        InputError::Param { place, param, .. } => format!("{place}: parameter `{param}`"),
+    };
+    format!(
+        "{place}: what was planned cannot be rendered with the secrets that were made for it; does it read a secret as what it is not?"
+    )
 }

@@ -213,7 +213,7 @@ impl Engine {
                     .ok_or_else(|| StartError::ImageMissing(reference.to_owned()))?,
             ),
         };
-        self.known_cluster(&row.machine)?;
+        self.known_cluster(&row.machine).await?;
         let context = self.context(&row.machine, image.as_ref(), run, &Secrets::redacted());
         Ok(Material {
             machine: row.machine,

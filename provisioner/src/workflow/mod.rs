@@ -57,6 +57,8 @@ pub use start::{StartError, StartRun};
 #[cfg(test)]
 mod attest_tests;
 #[cfg(test)]
+mod join_tests;
+#[cfg(test)]
 pub(crate) mod plan_tests;
 #[cfg(test)]
 mod rack;

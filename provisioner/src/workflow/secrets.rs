@@ -93,17 +93,26 @@ impl Engine {
         .with_event_sink(deps.event_sink.as_deref())
     }
 
-    /// Refuses a machine that joins a cluster which nobody knows.
+    /// Refuses a machine that joins a cluster which nobody knows, and learns what a rendering may
+    /// be told of the others.
     ///
     /// # Errors
     /// Names the known ones.
-    pub(super) fn known_cluster(&self, machine: &Machine) -> Result<(), StartError> {
+    pub(super) async fn known_cluster(&self, machine: &Machine) -> Result<(), StartError> {
         let Some(name) = machine.cluster() else {
             return Ok(());
         };
-        match self.inner.deps.join.cluster(name) {
-            Ok(_) => Ok(()),
-            Err(told) => Err(StartError::Refused(vec![told])),
+        if let Err(told) = self.inner.deps.join.cluster(name) {
+            return Err(StartError::Refused(vec![told]));
+        }
+        self.look_at_cluster(machine).await;
+        Ok(())
+    }
+
+    /// Learns what a rendering for this machine may be told of its cluster.
+    pub(super) async fn look_at_cluster(&self, machine: &Machine) {
+        if let Some(name) = machine.cluster() {
+            self.inner.deps.join.look(name).await;
         }
     }
 
@@ -191,6 +200,7 @@ impl Engine {
         };
         let s = self.load(&token.run).await?;
         anyhow::ensure!(s.run.state.is_active(), "run {} is over", s.run.id);
+        self.look_at_cluster(&s.plan.machine).await;
         let context = |secrets: &Secrets| {
             self.context(&s.plan.machine, s.plan.image.as_ref(), &s.run.id, secrets)
         };

@@ -21,7 +21,9 @@ mod sweep;
 mod talos;
 mod vault;
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 
@@ -134,6 +136,9 @@ pub struct Issuers {
     vault: vault::Vault,
     store: Store,
     recorder: Recorder,
+    /// What each cluster's bundle did not have when it was last read. A hint: see
+    /// [`Self::look`].
+    lacks: Mutex<BTreeMap<String, Vec<&'static str>>>,
 }
 
 impl Issuers {
@@ -167,6 +172,7 @@ impl Issuers {
             vault: vault::Vault::new(state_dir.join("cluster-secrets.key")),
             store,
             recorder,
+            lacks: Mutex::default(),
         })
     }
 
@@ -213,7 +219,23 @@ impl Issuers {
             token_id: own_ca,
             ca: own_ca || cluster.ca.is_some(),
             bundle: matches!(cluster.issuer, IssuerSettings::Talos { .. }),
+            lacks: self.lacks().get(name).cloned().unwrap_or_default(),
         })
+    }
+
+    /// Learns what a Talos cluster's bundle has, so that [`Self::facts`] tells it. One that cannot
+    /// be read teaches nothing: [`Self::ready`] and [`Self::issue`] say why.
+    pub async fn look(&self, name: &str) {
+        if let Ok(cluster) = self.cluster(name)
+            && matches!(cluster.issuer, IssuerSettings::Talos { .. })
+            && let Err(failure) = self.bundle(cluster).await
+        {
+            tracing::debug!(cluster = name, reason = failure.reason, "no secrets");
+        }
+    }
+
+    fn lacks(&self) -> MutexGuard<'_, BTreeMap<String, Vec<&'static str>>> {
+        self.lacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a cluster's issuer could be asked: its files are there and can be read. Nothing

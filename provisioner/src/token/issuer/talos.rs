@@ -118,6 +118,17 @@ impl Bundle {
         &self.0.secrets.bootstraptoken
     }
 
+    /// Fields of `talos` that it does not have.
+    pub(super) fn lacks(&self) -> Vec<&'static str> {
+        let secrets = &self.0.secrets;
+        let optional = [
+            ("secretbox_secret", &secrets.secretboxencryptionsecret),
+            ("aescbc_secret", &secrets.aescbcencryptionsecret),
+        ];
+        let lacking = optional.into_iter().filter(|(_, secret)| secret.is_none());
+        lacking.map(|(name, _)| name).collect()
+    }
+
     /// Puts everything where templates find it.
     pub(super) fn fill(&self, secrets: &mut JoinSecrets) -> Result<(), super::Failure> {
         let lasting = super::Failure::lasting;
@@ -221,6 +232,10 @@ certs:
         assert_eq!(all["secretbox_secret"], "c2VjcmV0Ym94");
         assert!(all["k8s_service_account"]["key"].is_string());
         assert!(!all.contains_key("aescbc_secret"));
+        assert_eq!(bundle.lacks(), ["aescbc_secret"]);
+        let old = text.replace("secretboxencryptionsecret", "aescbcencryptionsecret");
+        let old = Bundle::parse(&old, "secrets.yaml").unwrap();
+        assert_eq!(old.lacks(), ["secretbox_secret"]);
     }
 
     #[test]

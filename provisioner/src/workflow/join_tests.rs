@@ -1,0 +1,65 @@
+//! Runs of a machine that joins a cluster.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use super::rack::Rack;
+use super::run::RunState;
+use super::tests::INSTALL;
+use crate::settings::{ClusterSettings, IssuerSettings, JoinSettings};
+
+/// A rack whose machine joins a cluster with tokens that a script makes.
+async fn joining(workflow: &str) -> Rack {
+    let mut rack = Rack::new(workflow).await;
+    let dir = rack.dir.path();
+    let program = dir.join("mint");
+    let script = format!(
+        "#!/bin/sh\necho x >> {}/minted\necho abcdef.0123456789abcdef\n",
+        dir.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    rack.join = JoinSettings {
+        clusters: vec![ClusterSettings {
+            name: "prod".into(),
+            endpoint: "https://10.0.0.1:6443".into(),
+            host: "10.0.0.1:6443".into(),
+            ttl: Duration::from_secs(3600),
+            ca: None,
+            issuer: IssuerSettings::Exec {
+                command: vec![program.to_string_lossy().into_owned()],
+                revoke: None,
+                timeout: Duration::from_secs(20),
+            },
+        }],
+        secret_dirs: Vec::new(),
+    };
+    rack.edit_machine(|machine| machine.config.cluster = Some("prod".into()))
+        .await;
+    rack
+}
+
+/// What can be planned and not be written fails its step, once and for all: an agent that asks
+/// again would have secrets made without end.
+#[tokio::test]
+async fn a_text_that_its_secrets_break_fails_the_step() {
+    let workflow = INSTALL.replace(
+        "render(image.os ~ '/user-data')",
+        "phone_home.token ~ (join.token | unb64)",
+    );
+    assert_ne!(workflow, INSTALL);
+    let mut rack = joining(&workflow).await;
+    let engine = rack.start_daemon(None);
+    let run = engine.start(&Rack::request()).await.unwrap();
+    let row = rack.wait(&run).await;
+    assert_eq!(row.state, RunState::Failed);
+    let told = "what was planned cannot be rendered with the secrets";
+    assert!(
+        row.reason.starts_with("step `user-data` failed: ") && row.reason.contains(told),
+        "{}",
+        row.reason
+    );
+    assert!(!row.reason.contains("0123456789abcdef"), "{}", row.reason);
+    let minted = std::fs::read_to_string(rack.dir.path().join("minted")).unwrap();
+    assert_eq!(minted, "x\n", "once");
+}
