@@ -132,8 +132,8 @@ impl Store {
 
     /// Tokens that are to be taken back: their run is over, its node has called home since, or
     /// another one took their place. Those that never expire are not among them, nor those that
-    /// ended by themselves long ago. Whether the time for another try has come is left to the
-    /// caller.
+    /// ended by themselves long ago. Those that were tried least come first. Whether the time for
+    /// another try has come is left to the caller.
     ///
     /// # Errors
     /// When the database fails.
@@ -146,7 +146,7 @@ impl Store {
                 AND runs.state IN ('pending', 'running', 'failing')) \
              OR EXISTS (SELECT 1 FROM sightings AS seen WHERE seen.machine = token.machine \
                 AND seen.run = token.run AND seen.kind = $2 AND seen.at >= token.created_at)) \
-             ORDER BY id"
+             ORDER BY tries, id"
         );
         // The writer's connection sees what was just written.
         sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -191,7 +191,8 @@ impl Store {
             .map_err(during("noting a join token that may yet be made"))
     }
 
-    /// Notes that a token could not be revoked, and when to try again.
+    /// Notes that a token could not be revoked, and when to try again. `tried`: it was this one
+    /// that failed, not another of its cluster.
     ///
     /// # Errors
     /// When the database fails.
@@ -200,13 +201,15 @@ impl Store {
         id: &str,
         problem: &str,
         retry_at: Millis,
+        tried: bool,
     ) -> Result<()> {
         sqlx::query(
-            "UPDATE join_tokens SET tries = tries + 1, problem = $2, retry_at = $3 WHERE id = $1",
+            "UPDATE join_tokens SET tries = tries + $4, problem = $2, retry_at = $3 WHERE id = $1",
         )
         .bind(id)
         .bind(problem)
         .bind(retry_at.0)
+        .bind(i64::from(tried))
         .execute(&self.writer)
         .await
         .map_err(during("noting an unrevoked join token"))?;

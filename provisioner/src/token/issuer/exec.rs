@@ -145,10 +145,13 @@ async fn run(
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
     let Ok((printed, complaint, status)) = tokio::time::timeout(timeout, all).await else {
-        return Err(Failure::unknown(format!(
-            "{program} did not end within {}",
-            crate::workflow::duration::show(timeout)
-        )));
+        return Err(Failure {
+            maybe_made: true,
+            ..Failure::away(format!(
+                "{program} did not end within {}",
+                crate::workflow::duration::show(timeout)
+            ))
+        });
     };
     group.ended();
     let status = status.map_err(|e| Failure::unknown(format!("{program}: {e}")))?;

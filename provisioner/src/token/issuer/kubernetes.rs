@@ -221,7 +221,7 @@ impl Api {
             let told = format!("{server}: {}", chain(&error));
             match error.is_builder() {
                 true => Failure::lasting(told),
-                false => Failure::passing(told),
+                false => Failure::away(told),
             }
         };
         let mut response = request.send().await.map_err(failed)?;
@@ -273,6 +273,7 @@ impl Answer {
             // An error of the server's own may have come after the deed.
             maybe_made: status.is_server_error(),
             retryable: again,
+            away: false,
             reason: told,
         }
     }

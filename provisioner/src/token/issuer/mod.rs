@@ -99,6 +99,8 @@ pub(crate) struct Failure {
     retryable: bool,
     /// There may be a token all the same.
     maybe_made: bool,
+    /// Nobody answered: the cluster's other tokens would fare alike.
+    away: bool,
 }
 
 impl Failure {
@@ -108,6 +110,7 @@ impl Failure {
             reason: reason.into(),
             retryable: false,
             maybe_made: false,
+            away: false,
         }
     }
 
@@ -116,6 +119,14 @@ impl Failure {
         Self {
             retryable: true,
             ..Self::lasting(reason)
+        }
+    }
+
+    /// Nobody answered; another try may succeed.
+    fn away(reason: impl Into<String>) -> Self {
+        Self {
+            away: true,
+            ..Self::passing(reason)
         }
     }
 

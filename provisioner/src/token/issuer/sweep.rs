@@ -69,7 +69,8 @@ impl Issuers {
     /// When the database fails.
     pub async fn sweep(&self) -> Result<Option<Millis>, StoreError> {
         let mut look_at: Option<Millis> = None;
-        // An API that does not answer is not asked again for every token that it has.
+        // An API that does not answer is not asked again for every token that it has. It is asked
+        // for the one that was tried least, so that one of them cannot keep all others waiting.
         let mut away: BTreeMap<String, Failure> = BTreeMap::new();
         for token in self.store.join_tokens_to_revoke(now()).await? {
             let again = match token.retry_at.filter(|at| now() < *at) {
@@ -88,9 +89,9 @@ impl Issuers {
         token: &JoinToken,
         away: &mut BTreeMap<String, Failure>,
     ) -> Result<Option<Millis>, StoreError> {
-        let outcome = match away.get(&token.cluster) {
-            Some(failure) => Err(failure.clone()),
-            None => self.take_back(token).await,
+        let (outcome, tried) = match away.get(&token.cluster) {
+            Some(failure) => (Err(failure.clone()), false),
+            None => (self.take_back(token).await, true),
         };
         if matches!(outcome, Ok(false)) {
             return Ok(None);
@@ -107,31 +108,41 @@ impl Issuers {
             }
             return Ok(None);
         };
-        let at = self.unrevoked(token, &failure).await?;
-        if failure.retryable {
+        let at = self.unrevoked(token, &failure, tried).await?;
+        if tried && failure.away {
             away.insert(token.cluster.clone(), failure);
         }
         Ok(Some(at))
     }
 
-    /// Notes that a token could not be taken back. Tells when that is tried again.
-    async fn unrevoked(&self, token: &JoinToken, failure: &Failure) -> Result<Millis, StoreError> {
+    /// Notes that a token could not be taken back: it was tried, or its cluster is away. Tells
+    /// when to look at it again.
+    async fn unrevoked(
+        &self,
+        token: &JoinToken,
+        failure: &Failure,
+        tried: bool,
+    ) -> Result<Millis, StoreError> {
         let at = now().plus(pause(token.tries));
         self.store
-            .join_token_unrevoked(&token.id, &failure.reason, at)
+            .join_token_unrevoked(&token.id, &failure.reason, at, tried)
             .await?;
-        // Once is enough for people; the list of tokens has the latest reason.
-        if token.tries == 0 {
+        // Once is enough for people; the list of tokens has the latest reason. One that has ended
+        // is rubbish, and no danger.
+        let good = token.expires_at.is_none_or(|end| now() < end);
+        if token.problem.is_none() && good {
             let what = "could not be revoked and is tried again";
             self.tell(token, kind::JOIN_UNREVOKED, what, Some(&failure.reason));
         }
-        tracing::warn!(
-            cluster = token.cluster,
-            machine = token.machine,
-            tries = token.tries + 1,
-            reason = failure.reason,
-            "a join token could not be revoked"
-        );
+        if tried {
+            tracing::warn!(
+                cluster = token.cluster,
+                machine = token.machine,
+                tries = token.tries + 1,
+                reason = failure.reason,
+                "a join token could not be revoked"
+            );
+        }
         Ok(at)
     }
 

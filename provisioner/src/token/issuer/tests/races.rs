@@ -108,7 +108,7 @@ async fn news_of_a_token_outlive_what_was_noted_before() {
     assert_eq!(listed.len(), 1, "nobody knows whether it was made");
     let later = now().plus(Duration::from_secs(60));
     store
-        .join_token_unrevoked(&before.id, "no route", later)
+        .join_token_unrevoked(&before.id, "no route", later, true)
         .await
         .unwrap();
     assert!(mark(&before).await);
