@@ -156,7 +156,13 @@ async fn run(
     group.ended();
     let status = status.map_err(|e| Failure::unknown(format!("{program}: {e}")))?;
     if !status.success() {
-        return Err(Failure::passing(complain(program, status, &complaint)));
+        let told = complain(program, status, &complaint);
+        // Killed at any moment, or failed after it had something to show: the deed may be done.
+        let silent = printed.iter().all(u8::is_ascii_whitespace);
+        return Err(match status.code() {
+            Some(_) if silent => Failure::passing(told),
+            _ => Failure::unknown(told),
+        });
     }
     if printed.len() as u64 > LONGEST_OUTPUT {
         return Err(Failure::unknown(format!(

@@ -127,7 +127,9 @@ async fn failures_say_why_and_hide_tokens() {
             true,
         ),
         ("printf '\\377'", "printed what is not text", true),
-        ("kill -9 $$", "/bin/sh was killed (signal: 9", false),
+        ("kill -9 $$", "/bin/sh was killed (signal: 9", true),
+        ("echo; exit 1", "/bin/sh ended with 1", false),
+        ("echo s3cr3t; exit 1", "/bin/sh ended with 1", true),
     ] {
         let failure = shell(script).await.unwrap_err();
         assert!(

@@ -274,6 +274,17 @@ async fn a_failure_leaves_no_record_unless_there_may_be_a_token() {
         .unwrap_err();
     assert!(!error.retryable(), "{error}");
     assert!(site.tokens().await[0].superseded);
+    // It had made one, perhaps, when it was killed; or had it to show, and failed then.
+    for (script, there) in [("kill -9 $$", 2), ("echo $TOKEN; exit 1", 3)] {
+        site.script("mint", &script.replace("$TOKEN", TOKEN));
+        let error = issuers
+            .issue(request("step 1"), TOKEN_ONLY)
+            .await
+            .unwrap_err();
+        assert!(error.retryable(), "{error}");
+        let tokens = site.tokens().await;
+        assert!(tokens.len() == there && tokens[0].superseded, "{script}");
+    }
 }
 
 #[tokio::test]
