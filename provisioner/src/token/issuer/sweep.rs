@@ -149,6 +149,13 @@ impl Issuers {
     /// Takes one token back. False when there is no way to: it ends by itself.
     async fn take_back(&self, token: &JoinToken) -> Result<bool, Failure> {
         let cluster = self.cluster(&token.cluster).map_err(Failure::lasting)?;
+        let issuer = cluster.issuer.as_str();
+        if token.issuer != issuer {
+            return Err(Failure::lasting(format!(
+                "it was made by the issuer `{}`, and anneal.yaml says `{issuer}` for cluster {} now: revoke it there, or bring that issuer back until it is",
+                token.issuer, cluster.name
+            )));
+        }
         match &cluster.issuer {
             IssuerSettings::Kubernetes { access, .. } => {
                 let Some(id) = &token.token_id else {

@@ -89,3 +89,38 @@ async fn nobody_is_told_of_an_expired_token() {
     assert_eq!(asked(&site), ["abcde1"]);
     assert_eq!(unrevoked(&site).await, 0);
 }
+
+/// Another issuer than the one that made a token knows nothing of it.
+#[tokio::test]
+async fn a_token_is_taken_back_by_the_issuer_that_made_it() {
+    let mut site = Site::scripted(COUNTED, "echo $1 >> asked").await;
+    site.open()
+        .issue(request("step 1"), TOKEN_ONLY)
+        .await
+        .unwrap();
+    let token = site.path("token");
+    std::fs::write(&token, "a-token-of-sixteen-or-more\n").unwrap();
+    let exec = site.settings.clusters[0].issuer.clone();
+    site.settings.clusters[0].issuer = IssuerSettings::Static { token };
+    site.open().sweep().await.unwrap();
+    assert_eq!(site.states().await, ["revoking"]);
+    let problem = site.tokens().await[0].problem.clone().unwrap();
+    assert!(
+        problem.contains("`exec`") && problem.contains("`static`"),
+        "{problem}"
+    );
+    assert_eq!(unrevoked(&site).await, 1);
+    assert_eq!(asked(&site), Vec::<String>::new());
+    site.settings.clusters[0].issuer = exec;
+    due(&site).await;
+    site.open().sweep().await.unwrap();
+    assert_eq!(site.states().await, ["revoked"]);
+    // Nor does a command learn the id of what the API made.
+    sqlx::query("UPDATE join_tokens SET issuer = 'kubernetes', revoked_at = NULL")
+        .execute(&site.store.writer)
+        .await
+        .unwrap();
+    due(&site).await;
+    site.open().sweep().await.unwrap();
+    assert_eq!(asked(&site), ["abcde1"], "only once");
+}
