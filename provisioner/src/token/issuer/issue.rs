@@ -176,7 +176,7 @@ impl Issuers {
     }
 
     /// The CA of a cluster's API, PEM.
-    async fn ca(&self, cluster: &ClusterSettings) -> Result<String, Failure> {
+    pub(super) async fn ca(&self, cluster: &ClusterSettings) -> Result<String, Failure> {
         match (&cluster.ca, &cluster.issuer) {
             (Some(path), _) => {
                 let read = tokio::fs::read_to_string(path).await;

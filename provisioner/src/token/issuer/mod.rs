@@ -257,6 +257,10 @@ impl Issuers {
     pub async fn ready(&self, name: &str) -> Result<Vec<String>, String> {
         let cluster = self.cluster(name)?;
         let told = |failure: Failure| format!("cluster {name}: {}", failure.reason);
+        if let Some(path) = &cluster.ca {
+            let pem = self.ca(cluster).await.map_err(told)?;
+            ca::pin(&pem).map_err(|e| format!("cluster {name}: {}: {e}", path.display()))?;
+        }
         match &cluster.issuer {
             IssuerSettings::Kubernetes { access, .. } => {
                 kubernetes::connection(access, &self.files)

@@ -301,6 +301,25 @@ async fn expired_tokens_are_left_alone_after_a_day() {
     assert!(!site.path("revoked").exists());
 }
 
+/// What a text will want of a cluster is looked at before a server loses power.
+#[tokio::test]
+async fn a_cluster_whose_ca_cannot_be_read_is_not_ready() {
+    let mut site = Site::scripted("true", "true").await;
+    assert_eq!(site.open().ready("prod").await, Ok(Vec::new()));
+    let ca = site.path("ca.pem");
+    site.settings.clusters[0].ca = Some(ca.clone());
+    let told = site.open().ready("prod").await.unwrap_err();
+    let missing = format!("cluster prod: reading {}: No such file", ca.display());
+    assert!(told.starts_with(&missing), "{told}");
+    std::fs::write(&ca, "not a certificate\n").unwrap();
+    let told = site.open().ready("prod").await.unwrap_err();
+    assert!(told.ends_with("is not a certificate in PEM"), "{told}");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["ca".to_owned()]).unwrap();
+    std::fs::write(&ca, params.self_signed(&key).unwrap().pem()).unwrap();
+    assert_eq!(site.open().ready("prod").await, Ok(Vec::new()));
+}
+
 #[tokio::test]
 async fn a_static_token_is_permanent_and_warned_about() {
     let site = Site::new(|dir| IssuerSettings::Static {
