@@ -57,6 +57,11 @@ pub enum FetchError {
     Render(#[source] anyhow::Error),
 }
 
+/// A document is not made because the run that it was for, of this id, is over.
+#[derive(Debug, thiserror::Error)]
+#[error("run {0} is over")]
+pub struct RunOver(pub String);
+
 /// A document on its way, and until when it is kept.
 #[derive(Debug)]
 struct Kept {
@@ -99,7 +104,8 @@ impl Configs {
     }
 
     /// Answers a fetch. `render` makes the document, with secrets minted for it; `None` when the
-    /// token has no document of that name. A refusal is recorded.
+    /// token has no document of that name. A refusal is recorded; that the run is over is not,
+    /// which `render` says with [`RunOver`].
     ///
     /// # Errors
     /// See [`FetchError`]. A token that was refused comes with its record, so that the caller
@@ -123,7 +129,13 @@ impl Configs {
             self.served(&token, fetch, true);
             return Ok(bytes);
         }
-        let rendered = render(token.clone()).await.map_err(FetchError::Render)?;
+        let rendered = match render(token.clone()).await {
+            // A token may outlive its run: for calling home, not for this.
+            Err(error) if error.is::<RunOver>() => {
+                return Err(FetchError::Refused(Refused::Revoked, Some(Box::new(token))));
+            }
+            rendered => rendered.map_err(FetchError::Render)?,
+        };
         let bytes = Bytes::from(rendered.ok_or(FetchError::NoDocument)?);
         let at = now();
         if using == Use::First
@@ -286,5 +298,9 @@ mod tests {
         configs.places().clear();
         let late = configs.fetch(fetch(&quick), |_| async { Ok(None) }).await;
         assert!(matches!(late, Err(FetchError::NoDocument)), "{late:?}");
+        let over = |_| async { Err(anyhow::Error::new(RunOver("run".to_owned()))) };
+        let over = configs.fetch(fetch(&quick), over).await;
+        let revoked = matches!(over, Err(FetchError::Refused(Refused::Revoked, Some(_))));
+        assert!(revoked, "{over:?}");
     }
 }

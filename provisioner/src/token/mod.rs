@@ -21,7 +21,7 @@ use std::time::Duration;
 use anneal_protocol::time::Millis;
 use sha2::{Digest, Sha256};
 
-pub use config::{Configs, Fetch, FetchError, GRACE};
+pub use config::{Configs, Fetch, FetchError, GRACE, RunOver};
 pub use judge::{Claim, Refused, Use, judge, judge_config};
 pub use redeem::{Enrolment, Mint, TokenError, Tokens};
 

@@ -305,7 +305,7 @@ impl Engine {
     }
 
     /// Fails a run at once, without on-failure steps, because nothing on the machine can be
-    /// trusted: a token was in two hands.
+    /// trusted: a token was in two hands. All tokens of the run are void then.
     ///
     /// # Errors
     /// When there is no such run or the database fails.
@@ -314,7 +314,10 @@ impl Engine {
             let active = s.run.state.is_active();
             Ok(active.then(|| engine::fail_now(s, reason, now())))
         })
-        .await
+        .await?;
+        // Other runs that failed can be retried, and their nodes may still call home.
+        let revoked = self.inner.deps.tokens.revoke(run, false).await;
+        revoked.map_err(EngineError::Internal)
     }
 
     /// The active run of a machine, and whether the machine is to start the agent when it asks
@@ -415,13 +418,8 @@ impl Engine {
     /// say so, until its token expires: the run can then be retried from there.
     async fn forget(&self, run: &str, state: RunState) {
         lock(&self.inner.progress).retain(|(id, _), _| id != run);
-        if let Err(error) = self
-            .inner
-            .deps
-            .tokens
-            .revoke(run, state == RunState::Failed)
-            .await
-        {
+        let keep = state == RunState::Failed;
+        if let Err(error) = self.inner.deps.tokens.revoke(run, keep).await {
             // They expire by themselves.
             tracing::warn!(run, error = format!("{error:#}"), "revoking tokens failed");
         }

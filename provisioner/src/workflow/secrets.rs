@@ -15,7 +15,7 @@ use crate::render::{
     ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED, SEED, Wanted,
 };
 use crate::token::issuer;
-use crate::token::{Mint, Purpose, TokenRecord};
+use crate::token::{Mint, Purpose, RunOver, TokenRecord};
 
 /// How much longer than its run a phone-home token lives: a node needs that long to boot.
 const AFTER_THE_RUN: Duration = Duration::from_secs(300);
@@ -188,7 +188,7 @@ impl Engine {
     /// token has no document of that name. The caller has judged the token.
     ///
     /// # Errors
-    /// When the run is over, a template fails, or the database does.
+    /// [`RunOver`]; and when a template fails, or the database does.
     pub async fn config_document(
         &self,
         token: &TokenRecord,
@@ -198,8 +198,7 @@ impl Engine {
         let Some(template) = template_of(token, document, &renderer.names()) else {
             return Ok(None);
         };
-        let s = self.load(&token.run).await?;
-        anyhow::ensure!(s.run.state.is_active(), "run {} is over", s.run.id);
+        let s = self.active(&token.run).await?;
         self.look_at_cluster(&s.plan.machine).await;
         let context = |secrets: &Secrets| {
             self.context(&s.plan.machine, s.plan.image.as_ref(), &s.run.id, secrets)
@@ -213,6 +212,8 @@ impl Engine {
             replaces: false,
         };
         let secrets = self.mint(&s, &redacted.wanted(), destination).await?;
+        // That takes time: a run that ended meanwhile gets none of them.
+        self.active(&token.run).await?;
         Ok(Some(renderer.render(&template, &context(&secrets))?))
     }
 
@@ -220,7 +221,7 @@ impl Engine {
     /// its run. `None` when the token serves no folder.
     ///
     /// # Errors
-    /// When the run is over or the database fails.
+    /// [`RunOver`]; and when the database fails.
     pub async fn metadata_session(
         &self,
         token: &TokenRecord,
@@ -230,8 +231,7 @@ impl Engine {
         let Some(subject) = subject.filter(|subject| subject.ends_with('/')) else {
             return Ok(None);
         };
-        let s = self.load(&token.run).await?;
-        anyhow::ensure!(s.run.state.is_active(), "run {} is over", s.run.id);
+        let s = self.active(&token.run).await?;
         let mint = Mint {
             purpose: Purpose::Session,
             machine: &token.machine,
@@ -241,6 +241,13 @@ impl Engine {
             plain: token.plain,
         };
         Ok(Some(self.inner.deps.tokens.mint(mint).await?))
+    }
+
+    /// A run, unless it is over.
+    async fn active(&self, run: &str) -> anyhow::Result<Snapshot> {
+        let s = self.load(run).await?;
+        anyhow::ensure!(s.run.state.is_active(), RunOver(s.run.id));
+        Ok(s)
     }
 
     /// The machine as its run was made for it; `None` when the run is over.

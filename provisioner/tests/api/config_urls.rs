@@ -236,6 +236,13 @@ async fn a_config_url_is_served_once_to_one_client() {
     site.expect_failed("fetched again").await;
     let (status, _) = site.curl(MACHINE, &[], &url).await;
     assert_eq!(status, 410, "its run is over");
+    // Nothing that the other one may have copied is good any more.
+    let bearer = format!("Authorization: Bearer {inner}");
+    let home = site.daemon.url("/node/v1/phone-home");
+    let json = "Content-Type: application/json";
+    let report = ["-H", bearer.as_str(), "-H", json, "-d", r#"{"os": "x"}"#];
+    let (status, body) = site.curl(MACHINE, &report, &home).await;
+    assert_eq!(status, 410, "{body}");
 
     let log = site.daemon.get("/api/v1/event-log?limit=1000").await;
     let events = log["items"].as_array().unwrap();
