@@ -13,8 +13,7 @@ use anneal_protocol::audit::AuditResult;
 use serde_json::{Value, json};
 
 use crate::clock::rfc3339;
-use crate::event::kind;
-use crate::workflow::{Action, Change, Snapshot, StepRow, StepState};
+use crate::workflow::{Action, Change, Snapshot, StepRow, StepState, node_report};
 
 /// Type of every statement.
 pub const STATEMENT: &str = "https://in-toto.io/Statement/v1";
@@ -86,11 +85,6 @@ fn audit(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
 fn provision(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
     let output = row.output.clone()?;
     let result: StreamResult = serde_json::from_value(output.clone()).ok()?;
-    let node = [kind::PHONE_HOME, kind::TALOS_READY, kind::KAIROS_READY]
-        .into_iter()
-        .filter_map(|kind| s.sighting(kind))
-        .find(|sighting| sighting.run.as_deref() == Some(&s.run.id))
-        .map(|sighting| sighting.data.clone());
     let name = s.plan.image.as_ref()?;
     Some(Draft {
         kind: "provision",
@@ -104,7 +98,7 @@ fn provision(s: &Snapshot, change: &Change, row: &StepRow) -> Option<Draft> {
                 "image": image(s),
                 "written": output,
                 "steps": steps(change),
-                "node": node,
+                "node": node_report(s, change),
             }),
         ),
     })

@@ -1,7 +1,9 @@
 //! What is attested about runs of the machine made of code, and that it verifies.
 
+use std::time::Duration;
+
 use anneal_image::SigningKey;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::StartRun;
 use super::rack::{MACHINE, Rack};
@@ -9,6 +11,7 @@ use super::run::RunState;
 use super::tests::INSTALL;
 use crate::attestation::statement::{AUDIT, PROVISION, STATEMENT};
 use crate::attestation::{Attestation, Envelope};
+use crate::event::{Event, kind};
 
 async fn attested(rack: &Rack) -> Vec<Attestation> {
     let all = rack
@@ -90,4 +93,40 @@ async fn a_daemon_killed_at_the_end_attests_exactly_once() {
             return;
         }
     }
+}
+
+/// A unit that calls home beside the agent that is waited for: the latter's word counts.
+#[tokio::test]
+async fn the_node_is_attested_as_the_wait_heard_it() {
+    let wait = "wait-phone-home, timeout: 1m";
+    let workflow = INSTALL.replace(wait, &format!("{wait}, with: {{ by: kairos }}"));
+    let mut rack = Rack::new(&workflow).await;
+    let engine = rack.start_daemon(None);
+    let run = engine.start(&Rack::request()).await.unwrap();
+    let called = async {
+        loop {
+            let seen = rack.store.sightings(MACHINE).await.unwrap();
+            if seen.iter().any(|s| s.kind == kind::PHONE_HOME) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(60);
+    let called = tokio::time::timeout(limit, called).await;
+    called.expect("the unit calls home");
+    let daemon = rack.world.daemon.read().unwrap().clone().unwrap();
+    let ready = Event::new(kind::KAIROS_READY, "ready")
+        .machine(MACHINE)
+        .run(&run)
+        .data(json!({ "hostname": "from-kairos" }));
+    daemon.recorder.record_durably(ready).await.unwrap();
+    assert_eq!(rack.wait(&run).await.state, RunState::Succeeded);
+    let statement = open(&attested(&rack).await[0]);
+    assert_eq!(
+        statement["predicate"]["node"],
+        json!({ "hostname": "from-kairos" })
+    );
+    let node = rack.store.machine(MACHINE).await.unwrap().unwrap().node;
+    assert_eq!(node.unwrap().hostname.as_deref(), Some("from-kairos"));
 }

@@ -48,7 +48,7 @@ pub use asks::Ear;
 pub use caller::Caller;
 pub use deps::{Boxed, EngineDeps, ImageSource, TokenSource};
 pub use driver::{Engine, EngineError};
-pub use engine::{Change, wants_agent};
+pub use engine::{Change, node_report, wants_agent};
 pub use library::{DEFAULT, LibraryError};
 pub use rendered::{Shown, texts_of};
 pub use run::{RunState, Snapshot, StepRow, StepState};

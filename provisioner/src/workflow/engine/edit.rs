@@ -275,6 +275,22 @@ pub fn reopen(s: &Snapshot, now: Millis) -> Option<Change> {
     Some(edit.into_change())
 }
 
+/// The step in which the installed system was heard, whoever was to speak for it.
+fn heard_in<'a>(s: &Snapshot, change: &'a Change) -> Option<&'a StepRow> {
+    change.steps.iter().find(|row| {
+        // One that failed although the node called home heard of another version than was installed.
+        let heard = row.state == StepState::Succeeded || row.output.is_some();
+        heard && s.action(row.idx) == Some(Action::WaitPhoneHome)
+    })
+}
+
+/// What the installed system said when it ended the wait for it. What others say of it, before or
+/// after, is not among it.
+#[must_use]
+pub fn node_report<'a>(s: &Snapshot, change: &'a Change) -> Option<&'a serde_json::Value> {
+    heard_in(s, change)?.output.as_ref()
+}
+
 /// What a change of a run means for its machine, if anything.
 #[must_use]
 pub fn machine_change(s: &Snapshot, change: &Change, now: Millis) -> Option<MachineChange> {
@@ -298,20 +314,13 @@ pub fn machine_change(s: &Snapshot, change: &Change, now: Millis) -> Option<Mach
             void_agents: !agent_is_there(s, now),
         });
     }
-    let done = |action: fn(Action) -> bool| {
-        change
-            .steps
-            .iter()
-            .find(|row| row.state == StepState::Succeeded && s.action(row.idx).is_some_and(action))
-    };
-    // One that failed although the node called home heard of another version than was installed.
-    let called = change.steps.iter().find(|row| {
-        let called = row.state == StepState::Succeeded || row.output.is_some();
-        called && s.action(row.idx) == Some(Action::WaitPhoneHome)
+    let wrote = change.steps.iter().any(|row| {
+        let destructive = s.action(row.idx).is_some_and(|a| a.spec().destructive);
+        row.state == StepState::Succeeded && destructive
     });
-    let wrote = done(|action| action.spec().destructive).is_some();
+    let heard = heard_in(s, change).is_some();
     let state = match after {
-        RunState::Succeeded if called.is_some() => MachineState::Provisioned,
+        RunState::Succeeded if heard => MachineState::Provisioned,
         RunState::Succeeded if !wrote && s.plan.state_before == MachineState::Provisioned => {
             MachineState::Provisioned
         }
@@ -323,7 +332,7 @@ pub fn machine_change(s: &Snapshot, change: &Change, now: Millis) -> Option<Mach
         reason: because(format!("run {} {}", change.run.id, after.as_str())),
         active: false,
         planned: None,
-        node: called.and_then(|row| row.output.clone()),
+        node: node_report(s, change).cloned(),
         void_agents: false,
     })
 }
