@@ -256,6 +256,17 @@ impl Store {
         }))
     }
 
+    /// Clusters whose imported secrets are stored.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn clusters_with_secrets(&self) -> Result<Vec<String>> {
+        sqlx::query_scalar("SELECT cluster FROM cluster_secrets ORDER BY cluster")
+            .fetch_all(&self.writer)
+            .await
+            .map_err(during("listing clusters with secrets"))
+    }
+
     /// Stores secrets of a cluster in place of those before; tells whether there were any.
     ///
     /// # Errors

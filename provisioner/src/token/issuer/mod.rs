@@ -336,12 +336,28 @@ impl Issuers {
             }
         }
         talos::Bundle::parse(text, "secrets").map_err(ImportError::Refused)?;
+        self.keep_key(name).await?;
         let secrets = ClusterSecrets {
             sealed: self.vault.seal(name, text).map_err(ImportError::Vault)?,
             imported_at: now(),
             imported_by: by.to_owned(),
         };
         Ok(self.store.put_cluster_secrets(name, &secrets).await?)
+    }
+
+    /// Refuses to have a new key made while secrets of other clusters wait for the old one.
+    async fn keep_key(&self, name: &str) -> Result<(), ImportError> {
+        let mut others = self.store.clusters_with_secrets().await?;
+        others.retain(|other| other != name);
+        // In this order: whoever has stored secrets has made a key before.
+        if others.is_empty() || self.vault.has_key().map_err(ImportError::Vault)? {
+            return Ok(());
+        }
+        Err(ImportError::Refused(format!(
+            "the key {} is gone, and the stored secrets of {} open with no other: bring it back from where it was saved, or remove those secrets first (anneal cluster remove NAME)",
+            self.vault.place().display(),
+            others.join(", ")
+        )))
     }
 
     fn record(

@@ -383,6 +383,37 @@ async fn talos_secrets_are_imported_and_sealed() {
     assert_eq!(site.tokens().await.len(), 1, "a CA is no secret");
 }
 
+/// As after a restore of the database without the key.
+#[tokio::test]
+async fn a_lost_key_is_not_replaced_while_others_need_it() {
+    let mut site = Site::new(|_| IssuerSettings::Talos { secrets: None }).await;
+    let other = ClusterSettings {
+        name: "other".into(),
+        ..site.settings.clusters[0].clone()
+    };
+    site.settings.clusters.push(other);
+    let issuers = site.open();
+    let text = talos::tests::bundle();
+    for name in ["prod", "other"] {
+        assert!(!issuers.import(name, &text, "me").await.unwrap());
+    }
+    let key = site.path("cluster-secrets.key");
+    std::fs::remove_file(&key).unwrap();
+    let told = match issuers.import("other", &text, "me").await {
+        Err(ImportError::Refused(told)) => told,
+        imported => panic!("{imported:?}"),
+    };
+    assert!(
+        told.contains("cluster-secrets.key is gone, and the stored secrets of prod open"),
+        "{told}"
+    );
+    assert!(!key.exists());
+    // What is imported anew is all that there is.
+    assert!(site.store.remove_cluster_secrets("prod").await.unwrap());
+    assert!(issuers.import("other", &text, "me").await.unwrap());
+    assert_eq!(issuers.ready("other").await, Ok(Vec::new()));
+}
+
 #[tokio::test]
 async fn secrets_are_read_from_their_folders_only() {
     let site = Site::new(|_| IssuerSettings::Static {

@@ -4,7 +4,8 @@
 //! What was sealed for one cluster opens for no other.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, ensure};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -18,20 +19,33 @@ const VERSION: u8 = 1;
 #[derive(Debug)]
 pub(super) struct Vault {
     key: PathBuf,
+    /// Held by who looks whether there is a key, and makes it: there is never a second one.
+    making: Mutex<()>,
 }
 
 impl Vault {
     pub(super) fn new(key: PathBuf) -> Self {
-        Self { key }
+        Self {
+            key,
+            making: Mutex::default(),
+        }
     }
 
-    /// Encrypts a text for a cluster. The first time, the key is made.
+    /// Where the key is, or would be.
+    pub(super) fn place(&self) -> &Path {
+        &self.key
+    }
+
+    /// Whether there is a key.
+    pub(super) fn has_key(&self) -> anyhow::Result<bool> {
+        let there = self.key.try_exists();
+        there.with_context(|| format!("looking for {}", self.key.display()))
+    }
+
+    /// Encrypts a text for a cluster. When there is no key, one is made: whoever has sealed texts
+    /// left must not let that happen.
     pub(super) fn seal(&self, cluster: &str, text: &str) -> anyhow::Result<Vec<u8>> {
-        if !self.key.exists() {
-            let mut key = Zeroizing::new([0_u8; KEY_LEN]);
-            getrandom::fill(&mut *key).map_err(|e| anyhow::anyhow!("random numbers: {e}"))?;
-            crate::pki::write_file(&self.key, 0o600, &*key)?;
-        }
+        self.make_key()?;
         let mut bytes = text.as_bytes().to_vec();
         let key = self.key()?;
         let nonce = key
@@ -63,6 +77,16 @@ impl Vault {
             .open_in_place(nonce, aad(cluster), &mut bytes)
             .map_err(|_| anyhow::anyhow!(wrong()))?;
         Ok(Zeroizing::new(String::from_utf8(plain.to_vec())?))
+    }
+
+    fn make_key(&self) -> anyhow::Result<()> {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.has_key()? {
+            return Ok(());
+        }
+        let mut key = Zeroizing::new([0_u8; KEY_LEN]);
+        getrandom::fill(&mut *key).map_err(|e| anyhow::anyhow!("random numbers: {e}"))?;
+        crate::pki::write_file(&self.key, 0o600, &*key)
     }
 
     fn key(&self) -> anyhow::Result<RandomizedNonceKey> {
@@ -121,5 +145,23 @@ mod tests {
         vault.seal("a", "other").unwrap();
         let error = vault.open("a", &sealed).unwrap_err().to_string();
         assert!(error.contains("import them again"), "{error}");
+    }
+
+    #[test]
+    fn all_that_seal_first_at_once_use_one_key() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let vault = Vault::new(dir.path().join("key"));
+            let sealed = std::thread::scope(|scope| {
+                let vault = &vault;
+                let seal = |_| scope.spawn(move || vault.seal("a", "s3cr3t").unwrap());
+                let threads: Vec<_> = (0..4).map(seal).collect();
+                let sealed = threads.into_iter().map(|thread| thread.join().unwrap());
+                sealed.collect::<Vec<_>>()
+            });
+            for sealed in sealed {
+                assert_eq!(vault.open("a", &sealed).unwrap().as_str(), "s3cr3t");
+            }
+        }
     }
 }
