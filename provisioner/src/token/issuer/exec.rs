@@ -73,8 +73,9 @@ pub(super) async fn revoke(cluster: &ClusterSettings, record: &JoinToken) -> Res
     let needs_id = command.iter().any(|word| word.contains("{token_id}"));
     if needs_id && record.token_id.is_none() {
         return Err(Failure::lasting(format!(
-            "{}: the token's id is not known: it expires by itself",
-            command[0]
+            "{}: nobody heard the token's id, if there is one: look for {}, or it expires by itself",
+            command[0],
+            record.description()
         )));
     }
     run(command, *timeout, cluster, record).await?;

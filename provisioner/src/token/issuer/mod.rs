@@ -5,7 +5,8 @@
 //!
 //! Invariants: a token is asked for when the text that holds it is sent, never earlier. Before an
 //! issuer is asked, what is needed to take the token back is stored; so a daemon that dies at any
-//! moment leaves nothing behind that its successor does not know of. The secret half is in the
+//! moment leaves nothing behind that its successor does not know of. (A command that makes tokens
+//! chooses their ids: of those, only the description is known before.) The secret half is in the
 //! answer of [`Issuers::issue`] only; the store has its SHA-256. Whether a token is to be taken
 //! back is read from the store each time: nothing has to be remembered for it.
 //!

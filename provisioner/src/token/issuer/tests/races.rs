@@ -126,3 +126,28 @@ async fn news_of_a_token_outlive_what_was_noted_before() {
     assert_eq!(site.tokens().await[0].retry_at, None);
     assert!(mark(&made).await);
 }
+
+/// A command chooses the id itself: who dies before it is told cannot revoke by it, and says so,
+/// but not while the command may still be at work.
+#[tokio::test]
+async fn an_id_that_nobody_heard_is_told_to_people() {
+    let site = died("echo $1 >> revoked").await;
+    let alarms = async || {
+        let event = Event::new("test.done", "");
+        site.recorder.record_durably(event).await.unwrap();
+        let told = site.store.events_after(0, 1_000, None, None).await.unwrap();
+        let unrevoked = told
+            .iter()
+            .filter(|row| row.event.kind == kind::JOIN_UNREVOKED);
+        unrevoked.count()
+    };
+    site.open().sweep().await.unwrap();
+    assert_eq!((site.states().await, alarms().await), (vec!["asked"], 0));
+    age(&site).await;
+    site.open().sweep().await.unwrap();
+    assert_eq!((site.states().await, alarms().await), (vec!["revoking"], 1));
+    let problem = site.tokens().await[0].problem.clone().unwrap();
+    let by = "look for anneal: machine r1n1, run run-1";
+    assert!(problem.contains(by), "{problem}");
+    assert!(!site.path("revoked").exists());
+}
