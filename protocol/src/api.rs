@@ -367,9 +367,9 @@ pub struct ClusterView {
 pub struct TokenView {
     /// Id (not the secret).
     pub id: String,
-    /// `boot`, `config`, `phone-home`, `session` or `join`.
+    /// `boot`, `config`, `metadata`, `phone-home`, `session` or `join`.
     pub purpose: String,
-    /// What a config token serves: a template, or a folder of them.
+    /// What a config or metadata token serves: a template, or a folder of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// Machine it is bound to.

@@ -3,8 +3,8 @@
 //! set.
 //!
 //! On EC2 the address is the credential: whoever can ask gets a token. Here a session is given
-//! only for the machine's one-use config token (`metadata_url('os/')` in a template makes one), in
-//! the path or in a header, and is bound to the address that asked. Everything that ADR 0013 says
+//! only for the machine's one-use token (`metadata_url('os/')` in a template makes one, which is no
+//! config URL's), in the path or in a header, and is bound to the address that asked. Everything that ADR 0013 says
 //! of config URLs holds: served once with a grace, in clear only when setting and template say
 //! so, and a second party is an alarm that fails the run.
 //!
@@ -30,7 +30,7 @@ use crate::token::{Fetch, FetchError, Purpose, TokenRecord};
 const TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 /// Header that a session's token is shown in.
 const SESSION: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
-/// Header that the config token may be shown in, instead of the path.
+/// Header that the one-use token may be shown in, instead of the path.
 const SECRET: HeaderName = HeaderName::from_static("x-anneal-config-token");
 /// The longest session that EC2 gives, seconds.
 const LONGEST: u64 = 21_600;
@@ -167,7 +167,7 @@ impl Caller<'_> {
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "ttl-invalid", text));
         };
         let Some(secret) = secret else {
-            let text = format!("show the machine's config token, in the path or as {SECRET}");
+            let text = format!("show the machine's one-use token, in the path or as {SECRET}");
             return Err(ApiError::new(
                 StatusCode::UNAUTHORIZED,
                 "token-required",
@@ -180,7 +180,7 @@ impl Caller<'_> {
                 .metadata_session(&token, std::time::Duration::from_secs(asked))
                 .await
         };
-        let fetch = self.fetch(Purpose::Config, secret, TOKEN_DOCUMENT);
+        let fetch = self.fetch(Purpose::Metadata, secret, TOKEN_DOCUMENT);
         match self.shared.configs.fetch(fetch, make).await {
             Ok(session) => {
                 let mut answer = plain(Body::from(session));
@@ -243,7 +243,7 @@ fn no_session() -> ApiError {
         StatusCode::UNAUTHORIZED,
         "session-required",
         format!(
-            "show a session's token as {SESSION}; PUT /latest/api/token gives one for the machine's config token"
+            "show a session's token as {SESSION}; PUT /latest/api/token gives one for the machine's one-use token"
         ),
     )
 }

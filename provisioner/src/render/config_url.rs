@@ -23,9 +23,31 @@ pub(super) const URLS: &str = "_config_urls";
 /// Documents that a NoCloud seed may have; the first two it must have.
 pub const SEED: &[&str] = &["user-data", "meta-data", "vendor-data", "network-config"];
 
+/// Who serves a document. A secret is good there alone: what was served once by the one is not
+/// served again by the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ServedBy {
+    /// `config_url`.
+    ConfigUrl,
+    /// `metadata_url`.
+    Metadata,
+}
+
+impl ServedBy {
+    /// The function of templates that gives such a URL.
+    fn function(self) -> &'static str {
+        match self {
+            Self::ConfigUrl => "config_url",
+            Self::Metadata => "metadata_url",
+        }
+    }
+}
+
 /// Something that is served by URL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ConfigRef {
+    /// Where.
+    pub served_by: ServedBy,
     /// A template, or a folder of them with a slash at its end: a NoCloud seed.
     pub subject: String,
     /// Over plain HTTP.
@@ -173,7 +195,7 @@ fn invalid(message: impl Into<String>) -> Error {
 
 /// The template function for documents by URL.
 pub(super) fn config_url(state: &State, subject: &str, options: Kwargs) -> Result<String, Error> {
-    made(state, subject, &options, "config_url", Urls::url)
+    made(state, subject, &options, ServedBy::ConfigUrl)
 }
 
 /// The template function for the metadata service.
@@ -183,30 +205,34 @@ pub(super) fn metadata_url(state: &State, subject: &str, options: Kwargs) -> Res
             "`metadata_url` is for a folder with `user-data` and `meta-data`: expected `{subject}/`"
         )));
     }
-    made(state, subject, &options, "metadata_url", Urls::metadata)
+    made(state, subject, &options, ServedBy::Metadata)
 }
 
 fn made(
     state: &State,
     subject: &str,
     options: &Kwargs,
-    function: &str,
-    make: fn(&Urls, &ConfigRef) -> Result<String, Error>,
+    served_by: ServedBy,
 ) -> Result<String, Error> {
     let plain = options.get::<Option<bool>>("plain")?.unwrap_or(false);
     options.assert_all_used()?;
     let Some(urls) = state.lookup(URLS) else {
+        let function = served_by.function();
         return Err(invalid(format!("`{function}` is not available here")));
     };
     let urls = urls
         .downcast_object_ref::<Urls>()
         .ok_or_else(|| invalid(format!("`{URLS}` was overwritten")))?;
     let config = ConfigRef {
+        served_by,
         subject: subject.to_owned(),
         plain,
     };
     let templates = templates_of(state, subject)?;
-    let url = make(urls, &config)?;
+    let url = match served_by {
+        ServedBy::ConfigUrl => urls.url(&config)?,
+        ServedBy::Metadata => urls.metadata(&config)?,
+    };
     lock(&urls.wanted).insert(config.clone());
     if urls.secrets.is_none() && lock(&urls.checked).insert(config) {
         for template in templates {
@@ -300,6 +326,7 @@ mod tests {
         let secrets = secrets.map(|secrets| {
             let entry = |(subject, secret): &(&str, &str)| {
                 let config = ConfigRef {
+                    served_by: ServedBy::ConfigUrl,
                     subject: (*subject).to_owned(),
                     plain: false,
                 };
@@ -310,7 +337,10 @@ mod tests {
         let base = ConfigBase {
             tls: "https://d".into(),
             plain: None,
-            metadata: None,
+            metadata: Some(MetadataBase {
+                url: "https://d:8444".into(),
+                plain: false,
+            }),
         };
         Context::new(&machine(), None, "run-1", "https://d", "PEM", phone_home)
             .with_configs(base, secrets)
@@ -352,6 +382,22 @@ mod tests {
         assert!(!context.wanted().phone_home);
         let subjects: Vec<_> = context.wanted().configs.into_iter().collect();
         assert_eq!(subjects.len(), 1, "{subjects:?}");
+    }
+
+    /// One secret for both would be one that serves a document twice.
+    #[test]
+    fn a_config_url_and_the_metadata_service_want_a_secret_each() {
+        let first = context(None);
+        let text = "{{ config_url('seed/') }} {{ metadata_url('seed/') }}";
+        evaluate(text, &first).unwrap();
+        let configs = first.wanted().configs;
+        let both: Vec<_> = configs.iter().map(|config| config.served_by).collect();
+        assert_eq!(both, [ServedBy::ConfigUrl, ServedBy::Metadata]);
+        let second = context(Some(&[("seed/", "5ec7e7")]));
+        assert!(
+            evaluate("{{ metadata_url('seed/') }}", &second).is_err(),
+            "that secret is a config URL's"
+        );
     }
 
     #[test]

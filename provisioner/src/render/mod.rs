@@ -29,7 +29,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
 
-pub use config_url::{ConfigBase, ConfigRef, MetadataBase, SEED};
+pub use config_url::{ConfigBase, ConfigRef, MetadataBase, SEED, ServedBy};
 pub use context::{Context, ImageFacts, PhoneHome, REDACTED, Wanted, known_variables};
 pub use error::RenderError;
 pub use join::{ClusterFacts, JoinSecrets, JoinWanted};

@@ -93,7 +93,7 @@ impl Store {
     pub async fn revoke_tokens(&self, run: &str, but: Option<Purpose>, at: Millis) -> Result<u64> {
         sqlx::query(
             "UPDATE tokens SET revoked_at = $3 WHERE run = $1 AND revoked_at IS NULL \
-             AND (used_at IS NULL OR purpose IN ($4, $5)) \
+             AND (used_at IS NULL OR purpose IN ($4, $5, $6)) \
              AND ($2 IS NULL OR purpose NOT IN ($2, $5))",
         )
         .bind(run)
@@ -101,6 +101,7 @@ impl Store {
         .bind(at.0)
         .bind(Purpose::Config.as_str())
         .bind(Purpose::Session.as_str())
+        .bind(Purpose::Metadata.as_str())
         .execute(&self.writer)
         .await
         .map(|done| done.rows_affected())

@@ -26,7 +26,7 @@ pub const GRACE: Duration = Duration::from_secs(60);
 /// One fetch of one document.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetch<'a> {
-    /// What the secret is: a config token, or a session that one was traded for.
+    /// What the secret must be: of a config URL, of the metadata service, or a session there.
     pub purpose: Purpose,
     /// The secret.
     pub secret: &'a str,
@@ -197,7 +197,10 @@ impl Configs {
             return Err(FetchError::Refused(Refused::Unknown, None));
         };
         let served_at = self.store.config_served(&token.id, fetch.document).await?;
-        let served = matches!(token.purpose, Purpose::Config | Purpose::Session);
+        let served = matches!(
+            token.purpose,
+            Purpose::Config | Purpose::Metadata | Purpose::Session
+        );
         let verdict = if served && !(fetch.tls || token.plain) {
             Err(Refused::InClear)
         } else {
@@ -295,6 +298,19 @@ mod tests {
         assert_eq!(first.unwrap(), "slow");
         assert_eq!(repeat.unwrap(), "slow");
         assert_eq!(other.unwrap(), "quick");
+        // A secret is good at its own place alone.
+        let metadata = Fetch {
+            purpose: Purpose::Metadata,
+            ..fetch(&quick)
+        };
+        let elsewhere = configs.fetch(metadata, never).await;
+        assert!(
+            matches!(
+                elsewhere,
+                Err(FetchError::Refused(Refused::WrongPurpose, Some(_)))
+            ),
+            "{elsewhere:?}"
+        );
         configs.places().clear();
         let late = configs.fetch(fetch(&quick), |_| async { Ok(None) }).await;
         assert!(matches!(late, Err(FetchError::NoDocument)), "{late:?}");

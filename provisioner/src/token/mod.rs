@@ -32,6 +32,8 @@ pub enum Purpose {
     Boot,
     /// In the URL from which a first-boot loader fetches its configuration.
     Config,
+    /// In the URL of the metadata service; trades for a session there.
+    Metadata,
     /// Lets the installed system say that it booted.
     PhoneHome,
     /// What another token was traded for: shown again and again, by one address, until it ends.
@@ -39,7 +41,13 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Self; 4] = [Self::Boot, Self::Config, Self::PhoneHome, Self::Session];
+    const ALL: [Self; 5] = [
+        Self::Boot,
+        Self::Config,
+        Self::Metadata,
+        Self::PhoneHome,
+        Self::Session,
+    ];
 
     /// The stable word.
     #[must_use]
@@ -47,6 +55,7 @@ impl Purpose {
         match self {
             Self::Boot => "boot",
             Self::Config => "config",
+            Self::Metadata => "metadata",
             Self::PhoneHome => "phone-home",
             Self::Session => "session",
         }
@@ -58,7 +67,9 @@ impl Purpose {
     pub fn default_ttl(self) -> Duration {
         match self {
             Self::Boot => Duration::from_secs(10 * 60),
-            Self::Config | Self::PhoneHome | Self::Session => Duration::from_secs(30 * 60),
+            Self::Config | Self::Metadata | Self::PhoneHome | Self::Session => {
+                Duration::from_secs(30 * 60)
+            }
         }
     }
 
@@ -82,10 +93,10 @@ pub struct TokenRecord {
     pub digest: String,
     /// What it is good for.
     pub purpose: Purpose,
-    /// What a config token or a session of the metadata service serves: a template, or a folder of
-    /// them with a slash at its end. [`KAIROS`] for a session of the Kairos agent.
+    /// What a config token serves, or one of the metadata service or its session: a template, or
+    /// a folder of them with a slash at its end. [`KAIROS`] for a session of the Kairos agent.
     pub subject: Option<String>,
-    /// A config token that may be fetched without TLS.
+    /// A token for documents that may be shown without TLS.
     pub plain: bool,
     /// Machine it is bound to.
     pub machine: String,

@@ -34,9 +34,9 @@ pub struct Mint<'a> {
     pub run: &'a str,
     /// How long it lives.
     pub ttl: Duration,
-    /// What it serves; config tokens only.
+    /// What it serves; see [`TokenRecord::subject`].
     pub subject: Option<&'a str>,
-    /// It may be fetched without TLS; config tokens only.
+    /// It may be shown without TLS; see [`TokenRecord::plain`].
     pub plain: bool,
 }
 

@@ -12,7 +12,8 @@ use super::start::StartError;
 use crate::clock::now;
 use crate::machine::Machine;
 use crate::render::{
-    ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED, SEED, Wanted,
+    ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED, SEED, ServedBy,
+    Wanted,
 };
 use crate::token::issuer;
 use crate::token::{Mint, Purpose, RunOver, TokenRecord};
@@ -173,10 +174,14 @@ impl Engine {
         }
         let configs = secrets.configs.get_or_insert_default();
         for config in &wanted.configs {
+            let purpose = match config.served_by {
+                ServedBy::ConfigUrl => Purpose::Config,
+                ServedBy::Metadata => Purpose::Metadata,
+            };
             let mint = Mint {
                 subject: Some(&config.subject),
                 plain: config.plain,
-                ..mint(Purpose::Config, Purpose::Config.default_ttl())
+                ..mint(purpose, purpose.default_ttl())
             };
             let token = tokens.mint(mint).await.map_err(EngineError::Internal)?;
             configs.insert(config.clone(), token);
@@ -217,7 +222,7 @@ impl Engine {
         Ok(Some(renderer.render(&template, &context(&secrets))?))
     }
 
-    /// A session of the metadata service for a config token, as long as asked, but no longer than
+    /// A session of the metadata service for its one-use token, as long as asked, but no longer than
     /// its run. `None` when the token serves no folder.
     ///
     /// # Errors

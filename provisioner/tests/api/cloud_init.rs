@@ -179,6 +179,10 @@ async fn a_session_is_for_who_has_the_secret_and_for_one_address() {
     assert!(text.starts_with("#cloud-config\n# r1n1 "), "{text}");
     let (_, repeat) = curl(&node, MACHINE, &show, &at("latest/user-data")).await;
     assert_eq!(repeat, text, "the same bytes for a minute");
+    // The secret is the metadata service's: it is no config URL.
+    let by_url = format!("/node/v1/config/{secret}/user-data");
+    let (status, text) = curl(&node, MACHINE, &[], &node.daemon.url(&by_url)).await;
+    assert_eq!(status, 403, "{text}");
     let tokens = node.daemon.get("/api/v1/tokens").await.to_string();
     let log = node
         .daemon
