@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::listener::Peer;
 use super::problem::{ApiError, ApiResult};
+use super::whose::machine_at;
 use crate::app::Shared;
 use crate::token::{Fetch, FetchError, Purpose, Refused, TokenRecord};
 
@@ -112,7 +113,7 @@ pub async fn serve(
     Path(place): Path<Place>,
 ) -> ApiResult<Response> {
     no_ranges(&headers)?;
-    let (machine, by) = caller(&shared, &peer);
+    let (machine, by) = caller(&shared, &peer).await?;
     let fetch = place.fetch(machine.as_deref(), &by, wire);
     let (engine, document) = (shared.engine.clone(), place.document.clone());
     let render =
@@ -132,7 +133,7 @@ async fn probe(
     Path(place): Path<Place>,
 ) -> ApiResult<Response> {
     no_ranges(&headers)?;
-    let (machine, by) = caller(&shared, &peer);
+    let (machine, by) = caller(&shared, &peer).await?;
     let fetch = place.fetch(machine.as_deref(), &by, wire);
     match shared.configs.probe(fetch).await {
         Ok(token) if shared.engine.has_config(&token, &place.document) => Ok(answer(Body::empty())),
@@ -154,14 +155,12 @@ impl Place {
     }
 }
 
-/// The machine whose reserved address the caller has, and that address. Behind NAT nobody is
-/// known by an address: then the token alone says who it is.
-fn caller(shared: &Shared, peer: &Peer) -> (Option<String>, String) {
+/// The machine whose address the caller has, and that address. Behind NAT nobody is known by an
+/// address: then the token alone says who it is.
+async fn caller(shared: &Shared, peer: &Peer) -> ApiResult<(Option<String>, String)> {
     let address = peer.address.ip();
-    (
-        shared.directory.snapshot().machine_at(address),
-        address.to_string(),
-    )
+    let machine = machine_at(shared, address).await?;
+    Ok((machine, address.to_string()))
 }
 
 fn no_ranges(headers: &HeaderMap) -> ApiResult<()> {

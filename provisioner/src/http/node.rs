@@ -15,6 +15,7 @@ use super::api::body::{self, JsonBody};
 use super::cloud_init;
 use super::listener::Peer;
 use super::problem::{ApiError, ApiResult};
+use super::whose::machine_at;
 use crate::app::Shared;
 use crate::event::{Event, kind};
 use crate::token::{Claim, Purpose, Refused, TokenError, TokenRecord};
@@ -120,9 +121,9 @@ async fn called_home(
 /// With what to answer.
 pub(super) async fn redeem(shared: &Shared, secret: &str, peer: &Peer) -> ApiResult<TokenRecord> {
     let by = peer.address.ip().to_string();
-    // A node with a reserved address must call from it; behind NAT or with another address of
-    // its own, nobody is known by that address, and the token alone says who it is.
-    let seen = shared.directory.snapshot().machine_at(peer.address.ip());
+    // Whoever has a machine's address, reserved or leased, is that machine; behind NAT or with
+    // another address of its own, nobody is known by it, and the token alone says who it is.
+    let seen = machine_at(shared, peer.address.ip()).await?;
     let claim = Claim {
         purpose: Purpose::PhoneHome,
         machine: seen.as_deref(),

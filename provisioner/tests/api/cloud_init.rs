@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::daemon::inventory_with_a_vlan;
 use crate::nodes::{MACHINE, NOBODY, Node, OTHER_MACHINE, come_from, run};
 
 const TEMPLATES: &[(&str, &str)] = &[
@@ -84,6 +85,10 @@ async fn host_keys_are_kept_as_fingerprints() {
     let long = format!("hostname={}", "x".repeat(300));
     let (status, text) = curl(&node, MACHINE, &["-d", &long], &node.written).await;
     assert_eq!(status, 422, "{text}");
+    // Whose address it is, is known of VLANs too.
+    node.daemon.apply(inventory_with_a_vlan()).await;
+    let (status, text) = curl(&node, OTHER_MACHINE, &["-d", body], &node.written).await;
+    assert_eq!(status, 403, "{text}");
     let (status, text) = curl(&node, MACHINE, &["-d", body], &node.written).await;
     assert_eq!((status, text.as_str()), (204, ""));
     let said = node.said().await;

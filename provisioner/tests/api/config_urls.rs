@@ -8,7 +8,7 @@ use anneal_protocol::cmdline::Boot;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::daemon::{Daemon, INVENTORY, NodeKey};
+use crate::daemon::{Daemon, INVENTORY, NodeKey, inventory_with_a_vlan};
 
 const MACHINE: &str = "10.77.0.11";
 const OTHER_MACHINE: &str = "10.77.0.12";
@@ -204,6 +204,9 @@ async fn a_config_url_is_served_once_to_one_client() {
     assert_eq!(status, 405, "{body}");
     let (status, body) = site.curl(OTHER_MACHINE, &[], &url).await;
     assert_eq!(status, 403, "another machine: {body}");
+    site.daemon.apply(inventory_with_a_vlan()).await;
+    let (status, body) = site.curl(OTHER_MACHINE, &[], &url).await;
+    assert_eq!(status, 403, "another machine, by its VLAN: {body}");
     let (status, body) = site.curl(MACHINE, &[], &format!("{url}/user-data")).await;
     assert_eq!(status, 404, "{body}");
     assert_eq!(site.tokens().await[0]["state"], "live");

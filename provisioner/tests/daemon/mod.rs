@@ -29,6 +29,14 @@ pub const INVENTORY: &str = r#"machines:
     disk: { hints: { serial: "DISK2" } }
 "#;
 
+/// The same machines, but the second one has its address on a VLAN.
+pub fn inventory_with_a_vlan() -> String {
+    let vlan = "        boot: true\n    vlans: [ { id: 20, parent: \"52:54:00:aa:00:02\", address: 10.77.0.12/24 } ]\n";
+    let moved = INVENTORY.replace("        address: 10.77.0.12/24\n        boot: true\n", vlan);
+    assert!(moved.contains("vlans"), "{moved}");
+    moved
+}
+
 pub struct Daemon {
     pub tls: String,
     pub boot: String,
@@ -260,6 +268,14 @@ impl Daemon {
             .unwrap();
         let status = answer.status().as_u16();
         (status, answer.json().await.unwrap_or(Value::Null))
+    }
+
+    /// Applies an inventory.
+    pub async fn apply(&self, inventory: String) {
+        let request = self.admin.post(self.url("/api/v1/inventory"));
+        let answer = request.body(inventory).send().await.unwrap();
+        let status = answer.status();
+        assert_eq!(status, 200, "{}", answer.text().await.unwrap());
     }
 
     /// Asks until the answer satisfies `wanted`, for 20 seconds at most.
