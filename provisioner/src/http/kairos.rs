@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::api::body::JsonBody;
+use super::clients::Seat;
 use super::kairos_report::{Register, Registered, Report, heartbeat};
 use super::listener::Peer;
 use super::node::redeem;
@@ -53,14 +54,35 @@ const SILENCE: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a closing socket may take.
 const CLOSING: Duration = Duration::from_secs(2);
-/// Reports that are kept of one socket.
+/// Registrations that are taken for one run, and reports that are kept, in a [`DAY`].
 const KEPT: u32 = 50;
+/// Longer than any run.
+const DAY: Duration = Duration::from_secs(86_400);
 
-/// Sockets of nodes: joined when the daemon stops, at most one open for a session.
-#[derive(Debug, Default)]
+/// What a node may tell us only so often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Said {
+    Registration,
+    Report,
+}
+
+/// Sockets of nodes: joined when the daemon stops, at most one open for a run.
+#[derive(Debug)]
 pub struct Sockets {
     tasks: TaskTracker,
+    /// By run.
     open: Mutex<HashMap<String, CancellationToken>>,
+    kept: Mutex<Limiter<(String, Said)>>,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self {
+            tasks: TaskTracker::new(),
+            open: Mutex::default(),
+            kept: Mutex::new(Limiter::new(KEPT, DAY)),
+        }
+    }
 }
 
 impl Sockets {
@@ -75,15 +97,21 @@ impl Sockets {
         Ok(())
     }
 
-    /// Takes the place of the socket that the session had.
-    fn replace(&self, session: &str) -> CancellationToken {
+    /// Takes the place of the socket that the run's node had.
+    fn replace(&self, run: &str) -> CancellationToken {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|_, socket| !socket.is_cancelled());
         let own = CancellationToken::new();
-        if let Some(before) = open.insert(session.to_owned(), own.clone()) {
+        if let Some(before) = open.insert(run.to_owned(), own.clone()) {
             before.cancel();
         }
         own
+    }
+
+    /// Counts what a run's node says; whether it may be kept.
+    fn may_say(&self, run: &str, said: Said) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.allow((run.to_owned(), said), now())
     }
 }
 
@@ -95,7 +123,8 @@ pub fn router() -> Router<Shared> {
 }
 
 /// Registers a Kairos node: its `registrationToken` is the one-use phone-home token of its run.
-/// The key in the answer opens the node's socket, `/api/v1/ws?token=KEY`, until the run is over.
+/// The key in the answer opens the node's socket, `/api/v1/ws?token=KEY`, until the run is over or
+/// the node registers again.
 #[utoipa::path(post, path = "/api/v1/nodes/register", tag = "nodes", security(()),
     request_body = Register,
     responses(
@@ -103,6 +132,7 @@ pub fn router() -> Router<Shared> {
         (status = 403, description = "Not a phone-home token of this machine", body = Problem),
         (status = 410, description = "The token is spent, expired, or its run is over", body = Problem),
         (status = 422, description = "A field is not what it should be", body = Problem),
+        (status = 429, description = "Registered too often", body = Problem),
     ))]
 pub async fn register(
     State(shared): State<Shared>,
@@ -114,6 +144,13 @@ pub async fn register(
     let run = shared.store.run_row(&token.run).await?;
     if !run.state.is_active() {
         return Err(super::node::gone());
+    }
+    if !shared.sockets.may_say(&token.run, Said::Registration) {
+        return Err(ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "registered-too-often",
+            "this node has registered again and again: have it keep the key that it got",
+        ));
     }
     let message = format!("the Kairos agent registered, {}", report.said());
     record(&shared, &token, message, &report).await?;
@@ -169,6 +206,7 @@ struct Key {
 async fn socket(
     State(shared): State<Shared>,
     Extension(peer): Extension<Peer>,
+    Extension(seat): Extension<Seat>,
     Query(key): Query<Key>,
     mut request: Request,
 ) -> ApiResult<Response> {
@@ -198,7 +236,7 @@ async fn socket(
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let open = Socket {
-        closed: shared.sockets.replace(&session.id),
+        closed: shared.sockets.replace(&session.run),
         session,
         report: None,
         shared: shared.clone(),
@@ -206,8 +244,13 @@ async fn socket(
     shared.sockets.tasks.spawn(async move {
         match upgrade.await {
             Ok(stream) => open.serve(TokioIo::new(stream)).await,
-            Err(error) => tracing::debug!(%error, "a node's socket did not open"),
+            Err(error) => {
+                tracing::debug!(%error, "a node's socket did not open");
+                open.closed.cancel();
+            }
         }
+        // HTTP has long done with the connection: it counts until here.
+        drop(seat);
     });
     let mut answer = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = answer.headers_mut();
@@ -275,7 +318,6 @@ impl Socket {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
-        let mut kept = Limiter::new(KEPT, Duration::from_secs(86_400));
         let mut heard = now();
         let stop = self.shared.stop.clone();
         loop {
@@ -298,7 +340,7 @@ impl Socket {
                 }
                 Some(Ok(Message::Text(text))) => {
                     heard = now();
-                    if !self.hear(&text, &mut kept).await {
+                    if !self.hear(&text).await {
                         return Some((CloseCode::Error, "the report could not be stored"));
                     }
                 }
@@ -329,7 +371,7 @@ impl Socket {
 
     /// Keeps what a message says, if it is news. False when it could not be stored: the agent
     /// then connects and says it again.
-    async fn hear(&mut self, text: &str, kept: &mut Limiter<()>) -> bool {
+    async fn hear(&mut self, text: &str) -> bool {
         let Some(mut report) = heartbeat(text) else {
             return true;
         };
@@ -343,9 +385,12 @@ impl Socket {
             found.map(|s| &s.data)
         };
         report.complete(of_run(kind::KAIROS_REPORT));
-        let is_news = self.report.as_ref() != Some(&report)
-            || (report.is_ready() && of_run(kind::KAIROS_READY).is_none());
-        if !is_news || !kept.allow((), now()) {
+        // That the system is up is kept however much was said before.
+        let is_first = report.is_ready() && of_run(kind::KAIROS_READY).is_none();
+        let is_news = self.report.as_ref() != Some(&report);
+        let sockets = &self.shared.sockets;
+        let is_kept = is_first || (is_news && sockets.may_say(&self.session.run, Said::Report));
+        if !is_kept {
             return true;
         }
         let message = format!("the Kairos agent reports {}", report.said());
@@ -354,5 +399,25 @@ impl Socket {
             self.report = Some(report);
         }
         stored.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_one_socket_and_a_bound_on_what_is_kept() {
+        let sockets = Sockets::default();
+        let first = sockets.replace("run-1");
+        let other = sockets.replace("run-2");
+        let second = sockets.replace("run-1");
+        assert!(first.is_cancelled() && !second.is_cancelled() && !other.is_cancelled());
+        let kept = |run: &str| {
+            let said = (0..=KEPT).filter(|_| sockets.may_say(run, Said::Report));
+            said.count()
+        };
+        assert_eq!([kept("run-1"), kept("run-1"), kept("run-2")], [50, 0, 50]);
+        assert!(sockets.may_say("run-1", Said::Registration));
     }
 }

@@ -2,11 +2,10 @@
 //!
 //! Owns: TLS handshakes (in the connection's task, bounded in time, so that a silent client
 //! holds nobody up), how long a peer may take for each part, who the peer is, and draining at
-//! stop.
+//! stop. Not here: how many connections there may be (`clients`).
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::clients::{Seat, Seats};
 use super::stall::{Arriving, Watched};
 use crate::pki::{AgentIdentity, agent_identity};
 
@@ -52,48 +52,6 @@ const MAX_CONNECTIONS: usize = 1_024;
 const MAX_PER_CLIENT: usize = 64;
 /// Requests at once on one HTTP/2 connection; Talos sends one event after the other.
 const MAX_STREAMS: u32 = 8;
-
-/// How many connections each client has, and may have.
-#[derive(Debug, Clone)]
-pub(super) struct Clients {
-    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    most: usize,
-}
-
-/// One connection of a client; leaving it out of scope gives it back.
-#[derive(Debug)]
-pub(super) struct Place(Clients, IpAddr);
-
-impl Clients {
-    /// Nobody is connected yet; `most` connections of one client at once.
-    pub(super) fn new(most: usize) -> Self {
-        let open = Arc::default();
-        Self { open, most }
-    }
-
-    /// One more connection of `client`, unless it has as many as it may.
-    pub(super) fn enter(&self, client: IpAddr) -> Option<Place> {
-        let mut clients = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = clients.entry(client).or_default();
-        if *count >= self.most {
-            return None;
-        }
-        *count += 1;
-        Some(Place(self.clone(), client))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut clients = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.1);
-            }
-        }
-    }
-}
 
 /// Who is on the other end; an extension of every request.
 #[derive(Debug, Clone)]
@@ -168,7 +126,7 @@ impl Listener {
     pub async fn run(self, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
         let mut connections = JoinSet::new();
         let acceptor = self.tls.map(TlsAcceptor::from);
-        let clients = Clients::new(MAX_PER_CLIENT);
+        let (socket, seats) = (self.socket, Seats::new(MAX_CONNECTIONS, MAX_PER_CLIENT));
         let streams = TaskTracker::new();
         let terms = Terms {
             patience: self.patience,
@@ -179,25 +137,20 @@ impl Listener {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-                accepted = self.socket.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
+                accepted = seats.accept(&socket) => accepted,
             };
             match accepted {
-                Ok((stream, address)) => {
-                    let Some(place) = clients.enter(address.ip()) else {
-                        tracing::debug!(%address, "one client has too many connections");
-                        continue;
-                    };
-                    let served = connection(
+                Ok((_, address, None)) => {
+                    tracing::debug!(%address, "one client has too many connections");
+                }
+                Ok((stream, address, Some(seat))) => {
+                    connections.spawn(connection(
                         Watched::new(stream, self.patience.stall),
-                        (address, terms.clone()),
+                        (address, seat, terms.clone()),
                         acceptor.clone(),
                         router.clone(),
                         stop.clone(),
-                    );
-                    connections.spawn(async move {
-                        served.await;
-                        drop(place);
-                    });
+                    ));
                 }
                 Err(error) => {
                     // Out of file descriptors or a client that left early: not a reason to stop,
@@ -207,7 +160,7 @@ impl Listener {
                 }
             }
         }
-        drop(self.socket);
+        drop(socket);
         streams.close();
         let drained = async {
             while connections.join_next().await.is_some() {}
@@ -290,14 +243,15 @@ where
 
 async fn connection(
     stream: Watched,
-    (address, terms): (SocketAddr, Terms),
+    (address, seat, terms): (SocketAddr, Seat, Terms),
     acceptor: Option<TlsAcceptor>,
     router: Router,
     stop: CancellationToken,
 ) {
     let Some(acceptor) = acceptor else {
         let agent = None;
-        serve(stream, Peer { address, agent }, terms, router, stop).await;
+        let peer = Peer { address, agent };
+        serve(stream, (peer, seat), terms, router, stop).await;
         return;
     };
     let handshake = tokio::time::timeout(terms.patience.head, acceptor.accept(stream));
@@ -316,17 +270,24 @@ async fn connection(
     let agent = certificates
         .and_then(|chain| chain.first())
         .and_then(agent_identity);
-    serve(stream, Peer { address, agent }, terms, router, stop).await;
+    let peer = Peer { address, agent };
+    serve(stream, (peer, seat), terms, router, stop).await;
 }
 
-async fn serve<S>(stream: S, peer: Peer, terms: Terms, router: Router, stop: CancellationToken)
-where
+async fn serve<S>(
+    stream: S,
+    (peer, seat): (Peer, Seat),
+    terms: Terms,
+    router: Router,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let address = peer.address;
     let patience = terms.patience;
     let service = router.map_request(move |mut request: hyper::Request<_>| {
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(seat.clone());
         request
     });
     let service = TowerToHyperService::new(service.map_request(

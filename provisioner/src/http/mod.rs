@@ -7,6 +7,7 @@ pub mod agent;
 pub mod api;
 pub mod blob;
 pub mod boot;
+mod clients;
 mod cloud_init;
 pub mod config;
 pub mod event_sink;

@@ -6,13 +6,14 @@ use sqlx::{Row, Sqlite, Transaction};
 
 use super::{Result, Store, StoreError, during};
 use crate::event::kind;
-use crate::token::{Purpose, TokenRecord};
+use crate::token::{KAIROS, Purpose, TokenRecord};
 
 const COLUMNS: &str = "id, digest, purpose, subject, plain, machine, run, created_at, expires_at, used_at, used_by, \
      revoked_at, superseded";
 
 impl Store {
-    /// Stores a new token's record. A boot token takes the place of the unused ones of its run.
+    /// Stores a new token's record. A boot token takes the place of the unused ones of its run, the
+    /// session of a Kairos agent that of the ones before.
     ///
     /// # Errors
     /// When the database fails.
@@ -30,6 +31,9 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(during(DOING))?;
+        }
+        if token.purpose == Purpose::Session && token.subject.as_deref() == Some(KAIROS) {
+            end_sessions(&mut tx, token).await?;
         }
         sqlx::query(
             "INSERT INTO tokens (id, digest, purpose, machine, run, created_at, expires_at, \
@@ -241,6 +245,22 @@ pub(super) async fn void_enrolments(
     .await
     .map(|_| ())
     .map_err(during("voiding enrolments"))
+}
+
+/// Ends the sessions of a run that are of the same sort as a new one.
+async fn end_sessions(tx: &mut Transaction<'static, Sqlite>, token: &TokenRecord) -> Result<()> {
+    sqlx::query(
+        "UPDATE tokens SET revoked_at = $4 WHERE run = $1 AND purpose = $2 AND subject = $3 \
+         AND revoked_at IS NULL",
+    )
+    .bind(&token.run)
+    .bind(token.purpose.as_str())
+    .bind(&token.subject)
+    .bind(token.created_at.0)
+    .execute(&mut **tx)
+    .await
+    .map(|_| ())
+    .map_err(during("ending sessions"))
 }
 
 fn token(row: &SqliteRow) -> Result<TokenRecord> {

@@ -350,4 +350,26 @@ mod tests {
         assert_eq!(worth(&tokens, &later).await, Enrolment::Good);
         assert_eq!(worth(&tokens, &first).await, Enrolment::Followed);
     }
+    /// A node that registers again and again has one key, not many.
+    #[tokio::test]
+    async fn a_kairos_session_ends_the_ones_before() {
+        let (tokens, _, _dir) = tokens().await;
+        let session = |run| Mint {
+            run,
+            subject: Some(super::super::KAIROS),
+            ..mint(Purpose::Session)
+        };
+        let other_run = tokens.mint(session("run-2")).await.unwrap();
+        let first = tokens.mint(session("run")).await.unwrap();
+        let claim = Claim {
+            purpose: Purpose::Session,
+            ..CLAIM
+        };
+        let shown = async |secret: &str| refusal(tokens.session(secret, claim, |_| true).await);
+        assert_eq!(shown(&first).await, None);
+        let second = tokens.mint(session("run")).await.unwrap();
+        assert_eq!(shown(&first).await, Some(Refused::Unknown));
+        assert_eq!(shown(&second).await, None);
+        assert_eq!(shown(&other_run).await, None);
+    }
 }

@@ -127,13 +127,30 @@ async fn a_node_that_forgot_its_credentials_registers_again() {
     }
     let run = agent.node.until(|_| true).await;
     assert_eq!(run["state"], "running", "recovery is not the system: {run}");
-    std::fs::remove_file(agent.credentials()).unwrap();
-    let second = agent.runs(&["active"]).await;
-    assert_eq!(second[0], json!(["registered", "r1n1"]));
+    let old = agent.home.path().join("old");
+    std::fs::rename(agent.credentials(), &old).unwrap();
+    let mut second = Box::pin(agent.runs(&["recovery"]));
+    let minute = std::time::Duration::from_secs(60);
+    let told = tokio::select! {
+        told = &mut second => panic!("closed: {told:?}"),
+        told = tokio::time::timeout(minute, first) => told.expect("a run has one socket"),
+    };
+    let replaced = json!(["closed", 1000, "another socket took its place"]);
+    assert_eq!(told.last(), Some(&replaced), "{told:?}");
+    let token = agent.node.written.clone();
+    let told = agent.lives(&token, MACHINE, &old, &["active"]).await;
+    assert_eq!(
+        told,
+        [json!(["websocket dial", 401])],
+        "the key before is no good"
+    );
+    // With what it has kept.
+    let third = agent.runs(&["active"]).await;
+    assert_eq!(third[0], json!(["connected"]), "{third:?}");
     agent.node.succeeded().await;
-    let told = first.await;
-    let last = told.last().unwrap();
-    assert_eq!(last[0], "closed", "{told:?}");
+    let told = second.await;
+    assert_eq!(told[0], json!(["registered", "r1n1"]));
+    assert_eq!(told.last(), Some(&replaced), "{told:?}");
     agent.node.daemon.stop().await;
 }
 

@@ -34,7 +34,8 @@ use crate::event::Recorder;
 use crate::image::Catalog;
 use crate::machine::Directory;
 
-use super::listener::{self, Clients, Place};
+use super::clients::{Clients, Place};
+use super::listener;
 pub use connection::Patience;
 use connection::{Connection, cut};
 pub use head::Part;
