@@ -21,14 +21,14 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::clients::{Seat, Seats};
-use super::stall::{Arriving, Watched};
+use super::stall::{Arriving, Watched, opened};
 use crate::pki::{AgentIdentity, agent_identity};
 
 /// How long a client may take for what only it can do; then its connection is closed.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// For the TLS handshake, and for the whole head of a request: also for its first byte, so a
-    /// connection without a request is not kept longer.
+    /// For the TLS handshake, for the first words of HTTP/2, and for the whole head of a request of
+    /// HTTP/1: also for its first byte, so a connection without a request is not kept longer.
     pub head: Duration,
     /// For taking 64 KiB of an answer that waits to be sent, or sending that much of a body that we
     /// wait for. Time in which nobody has anything to say does not count.
@@ -295,10 +295,10 @@ async fn serve<S>(
             request.map(|body| axum::body::Body::new(Arriving::new(body, patience.stall)))
         },
     ));
-    let io = TokioIo::new(stream);
     let ended = match terms.version {
         Version::Http1 => {
-            let connection = terms.http1().serve_connection(io, service);
+            let connection = terms.http1();
+            let connection = connection.serve_connection(TokioIo::new(stream), service);
             let connection = connection.with_upgrades();
             tokio::pin!(connection);
             tokio::select! {
@@ -310,7 +310,16 @@ async fn serve<S>(
             }
         }
         Version::Http2 => {
-            let connection = terms.http2().serve_connection(io, service);
+            let opened = tokio::select! {
+                () = stop.cancelled() => None,
+                opened = opened(stream, patience.head) => opened,
+            };
+            let Some(stream) = opened else {
+                tracing::debug!(%address, "nobody who speaks HTTP/2");
+                return;
+            };
+            let connection = terms.http2();
+            let connection = connection.serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
             tokio::select! {
                 ended = connection.as_mut() => ended,
@@ -327,148 +336,5 @@ async fn serve<S>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use axum::routing::{get, post};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-
-    use super::*;
-
-    const SHORT: Patience = Patience {
-        head: Duration::from_millis(1500),
-        stall: Duration::from_millis(1500),
-    };
-    /// Far longer than [`SHORT`], for what must happen at last.
-    const BOUND: Duration = Duration::from_secs(60);
-
-    /// An answer that is being made.
-    struct Answer(Arc<AtomicUsize>);
-
-    impl Drop for Answer {
-        fn drop(&mut self) {
-            self.0.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    /// A listener with little patience, and how many endless answers are being made.
-    async fn serve_short() -> (SocketAddr, Arc<AtomicUsize>, tokio_util::sync::DropGuard) {
-        let alive = Arc::new(AtomicUsize::new(0));
-        let count = alive.clone();
-        let endless = move || {
-            count.fetch_add(1, Ordering::SeqCst);
-            let answer = Answer(count.clone());
-            async move {
-                let pieces = futures_util::stream::repeat_with(move || {
-                    let _ = &answer;
-                    Ok::<_, std::io::Error>(axum::body::Bytes::from(vec![0; 1 << 16]))
-                });
-                axum::body::Body::from_stream(pieces)
-            }
-        };
-        let late = || async {
-            tokio::time::sleep(3 * SHORT.stall).await;
-            "late"
-        };
-        let router = Router::new()
-            .route("/endless", get(endless))
-            .route("/late", get(late))
-            .route("/body", post(|body: String| async { body }));
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), None)
-            .await
-            .unwrap();
-        let listener = listener.with_patience(SHORT);
-        let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
-        tokio::spawn(listener.run(router, stop.clone()));
-        (address, alive, stop.drop_guard())
-    }
-
-    async fn ask(address: SocketAddr, request: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        stream
-    }
-
-    /// What comes until the other side closes the connection, or breaks it.
-    async fn until_closed(mut stream: TcpStream) -> String {
-        let mut bytes = Vec::new();
-        let reading = tokio::time::timeout(BOUND, stream.read_to_end(&mut bytes));
-        let _ = reading.await.expect("the connection stays open");
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    #[tokio::test]
-    async fn who_takes_nothing_is_cut_off_and_who_takes_little_is_not() {
-        let (address, alive, _stop) = serve_short().await;
-        let request = "GET /endless HTTP/1.1\r\nhost: x\r\n\r\n";
-        let idle = ask(address, request).await;
-        let mut slow = ask(address, request).await;
-        let answers = || alive.load(Ordering::SeqCst);
-        let mut bytes = vec![0; 1 << 20];
-        let both = async {
-            while answers() < 2 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            // One takes a little now and then, the other nothing at all.
-            while answers() == 2 {
-                slow.read_exact(&mut bytes)
-                    .await
-                    .expect("cut off while reading");
-                tokio::time::sleep(SHORT.stall / 60).await;
-            }
-        };
-        tokio::time::timeout(BOUND, both)
-            .await
-            .expect("the silent reader is kept");
-        slow.read_exact(&mut bytes)
-            .await
-            .expect("cut off while reading");
-        assert_eq!(answers(), 1);
-        drop(idle);
-    }
-
-    #[tokio::test]
-    async fn an_answer_may_take_its_time_and_the_next_request_may_not() {
-        let (address, _, _stop) = serve_short().await;
-        let stream = ask(address, "GET /late HTTP/1.1\r\nhost: x\r\n\r\n").await;
-        // Kept alive after the answer, and closed when no other request comes.
-        let told = until_closed(stream).await;
-        assert!(
-            told.starts_with("HTTP/1.1 200") && told.ends_with("late"),
-            "{told}"
-        );
-        for half in ["", "GET /late HTTP/1.1\r\nhost:"] {
-            let told = until_closed(ask(address, half).await).await;
-            assert!(!told.contains("200"), "{told}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_body_must_go_on() {
-        let (address, _, _stop) = serve_short().await;
-        let head = "POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n";
-        let told = until_closed(ask(address, &format!("{head}12345")).await).await;
-        assert!(told.starts_with("HTTP/1.1 400"), "{told}");
-        let mut stream = ask(address, head).await;
-        for piece in ["12345", "67890"] {
-            tokio::time::sleep(SHORT.stall / 60).await;
-            stream.write_all(piece.as_bytes()).await.unwrap();
-        }
-        assert!(until_closed(stream).await.ends_with("1234567890"));
-        // Each byte comes in time, but all of them together do not.
-        let mut stream = ask(address, head).await;
-        let trickle = async {
-            for byte in b"123456789" {
-                tokio::time::sleep(SHORT.stall / 4).await;
-                if stream.write_all(&[*byte]).await.is_err() {
-                    break;
-                }
-            }
-        };
-        trickle.await;
-        let told = until_closed(stream).await;
-        assert!(told.starts_with("HTTP/1.1 400"), "{told}");
-    }
-}
+#[path = "listener_tests.rs"]
+mod tests;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -26,6 +26,29 @@ const UNSENT: u32 = 128 << 10;
 /// What must move while we wait for the peer as long as it may keep us waiting: with 90 seconds,
 /// 728 bytes a second.
 const LEAST: u64 = 64 << 10;
+
+/// What a client of HTTP/2 says first: RFC 9113, 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The connection, once its client has said that it speaks HTTP/2; `None` when it did not within
+/// `limit`. For what follows the server's pings are limit enough, but they begin after that.
+pub(super) async fn opened<S>(
+    mut stream: S,
+    limit: Duration,
+) -> Option<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut said = [0; PREFACE.len()];
+    let saying = tokio::time::timeout(limit, stream.read_exact(&mut said));
+    saying.await.ok()?.ok()?;
+    if said.as_slice() != PREFACE {
+        return None;
+    }
+    // Whoever serves it wants to read that too.
+    let (read, write) = tokio::io::split(stream);
+    Some(tokio::io::join(PREFACE.chain(read), write))
+}
 
 /// How long the peer has kept us waiting, and what moved meanwhile.
 #[derive(Debug)]
