@@ -16,6 +16,7 @@ pub mod pki;
 pub mod render;
 pub mod settings;
 pub mod store;
+mod subprocess;
 pub mod tftp;
 pub mod token;
 pub mod validate;

@@ -1,19 +1,23 @@
 //! The systems' own validators, as programs on this host.
 //!
-//! Each gets a file in a folder of its own that only we can read, nothing else, and 30 seconds.
+//! Each gets a file in a folder of its own that only we can read, nothing else, and 30 seconds; two
+//! run at once. They are confined as [`subprocess`] says.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anneal_protocol::api::{CheckOutcome, CheckView};
-use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 use super::check;
+use crate::subprocess::{self, Failed};
 
 /// How long a validator may think.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How many validators may think at once, whoever asked.
+const AT_ONCE: usize = 2;
+static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
 /// Longest explanation that is passed on, characters.
 const TOLD_MAX: usize = 2_000;
 
@@ -73,25 +77,33 @@ async fn run_with(validator: Validator, arguments: &[&str], place: &str, text: &
     if let Err(error) = tokio::fs::write(&file, text).await {
         return not_run(format!("the text could not be written: {error}"));
     }
-    let child = Command::new(validator.program)
+    let mut process = subprocess::confined(validator.program);
+    process
         .args(arguments)
         .arg(&file)
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let out = match tokio::time::timeout(LIMIT, child).await {
-        Err(_) => return not_run(format!("it did not end within {} s", LIMIT.as_secs())),
-        Ok(Err(error)) if error.kind() == ErrorKind::NotFound => {
+        .env("HOME", folder.path())
+        .current_dir(folder.path());
+    let turn = TURNS.acquire().await;
+    let ended = subprocess::run(&mut process, LIMIT).await;
+    drop(turn);
+    let ended = match ended {
+        Err(Failed::Late) => {
+            return not_run(format!("it did not end within {} s", LIMIT.as_secs()));
+        }
+        Err(Failed::Start(error)) if error.kind() == ErrorKind::NotFound => {
             return not_run(format!(
                 "`{}` is not installed on the daemon's host: it is in {}",
                 validator.program, validator.from
             ));
         }
-        Ok(Err(error)) => return not_run(format!("it cannot be started: {error}")),
-        Ok(Ok(out)) => out,
+        Err(Failed::Start(error)) => return not_run(format!("it cannot be started: {error}")),
+        Ok(ended) => ended,
     };
-    let told = [out.stderr, out.stdout].concat();
+    let status = match ended.status {
+        Ok(status) => status,
+        Err(error) => return not_run(format!("how it ended is not known: {error}")),
+    };
+    let told = [ended.stderr.as_slice(), ended.stdout.as_slice()].concat();
     let told = String::from_utf8_lossy(&told).replace(&file.display().to_string(), "the text");
     if validator.too_old.is_some_and(|words| told.contains(words)) {
         return not_run(
@@ -99,7 +111,7 @@ async fn run_with(validator: Validator, arguments: &[&str], place: &str, text: &
         );
     }
     let told: String = told.trim().chars().take(TOLD_MAX).collect();
-    match out.status.success() {
+    match status.success() {
         true => check(validator.name, place, CheckOutcome::Passed, ""),
         false => check(validator.name, place, CheckOutcome::Failed, told),
     }
@@ -152,4 +164,31 @@ pub(super) async fn talos(schema: Result<PathBuf, String>, place: &str, text: &s
         }
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHELL: Validator = Validator {
+        name: "shell",
+        program: "sh",
+        arguments: &["-c", "env; exit 1", "sh"],
+        from: "every system",
+        too_old: None,
+    };
+
+    #[tokio::test]
+    async fn a_validator_waits_its_turn_and_is_told_nothing() {
+        let turns = u32::try_from(AT_ONCE).unwrap();
+        let all = TURNS.acquire_many(turns).await.unwrap();
+        let mut waiting = Box::pin(run(SHELL, "here", "text"));
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut waiting).await;
+        assert!(early.is_err(), "it did not wait");
+        drop(all);
+        let ran = waiting.await;
+        assert_eq!(ran.outcome, CheckOutcome::Failed, "{}", ran.detail);
+        assert!(ran.detail.contains("LANG=C.UTF-8"), "{}", ran.detail);
+        assert!(!ran.detail.contains("CARGO_"), "{}", ran.detail);
+    }
 }

@@ -138,6 +138,11 @@ async fn what_stands_for_secrets_is_for_admins() {
             "{query}"
         );
     }
+    // Checking starts programs: not for those who may only look.
+    let url = daemon.url("/api/v1/machines/r1n1/validate?workflow=by-url");
+    assert_eq!(viewer.get(url).send().await.unwrap().status(), 403);
+    let url = daemon.url("/api/v1/machines/r1n1/validate?workflow=by-url&show_secrets=true");
+    assert_eq!(daemon.admin.get(url).send().await.unwrap().status(), 400);
     daemon.stop().await;
 }
 

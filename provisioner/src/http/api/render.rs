@@ -27,15 +27,15 @@ pub struct RenderQuery {
     pub show_secrets: bool,
 }
 
-impl RenderQuery {
-    fn request(self, machine: String, caller: Caller) -> StartRun {
-        StartRun {
-            machine,
-            workflow: self.workflow,
-            image: self.image,
-            requested_by: caller.name,
-        }
-    }
+/// What to check.
+#[derive(Debug, Clone, Default, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct ValidateQuery {
+    /// Workflow; default: the machine's, else `install-image`.
+    pub workflow: Option<String>,
+    /// Image `name@version`; default: the machine's.
+    pub image: Option<String>,
 }
 
 /// Everything that a machine would get: parameters and texts of every step, documents behind
@@ -57,24 +57,36 @@ pub async fn render(
         Shown::Redacted => Role::Viewer,
         Shown::Placeholders => Role::Admin,
     })?;
-    let request = query.request(name, caller);
+    let request = StartRun {
+        machine: name,
+        workflow: query.workflow,
+        image: query.image,
+        requested_by: caller.name,
+    };
     let mut view = shared.engine.rendered(&request, shown).await?;
     view.agent_arguments = agent_arguments(&shared, &view, shown).await?;
     Ok(Json(view))
 }
 
 /// All checks of what a machine would get: templates, workflow, the boundary of the system, and the
-/// systems' own validators where they are installed beside the daemon.
+/// systems' own validators where they are installed beside the daemon. For operators: it starts
+/// programs.
 #[utoipa::path(get, path = "/api/v1/machines/{name}/validate", tag = "machines",
-    params(("name" = String, Path), RenderQuery),
-    responses((status = 200, body = ValidateView), (status = 404, body = Problem)))]
+    params(("name" = String, Path), ValidateQuery),
+    responses((status = 200, body = ValidateView), (status = 403, body = Problem), (status = 404, body = Problem)))]
 pub async fn validate(
     State(shared): State<Shared>,
     caller: Caller,
     Path(name): Path<String>,
-    Query(query): Query<RenderQuery>,
+    Query(query): Query<ValidateQuery>,
 ) -> ApiResult<Json<ValidateView>> {
-    let request = query.request(name.clone(), caller);
+    caller.must_be(Role::Operator)?;
+    let request = StartRun {
+        machine: name.clone(),
+        workflow: query.workflow,
+        image: query.image,
+        requested_by: caller.name,
+    };
     let rendered = shared.engine.rendered(&request, Shown::Placeholders).await;
     let schemas = shared.settings.state_dir.join("schemas");
     Ok(Json(validate::machine(&name, rendered, &schemas).await?))

@@ -1,29 +1,23 @@
 //! The `exec` issuer: a command that prints a token, and one that takes it back.
 //!
 //! No shell: the words of the settings are the arguments, with placeholders replaced in them. The
-//! environment is empty but for what is listed here; the daemon's capabilities stay with it; output is bounded; whoever does not end in
-//! time is killed with everything it started.
+//! environment is empty but for what is listed here; see [`subprocess`] for the other bounds.
 
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::Command;
 use zeroize::Zeroizing;
 
 use super::{Failure, JoinToken};
 use crate::settings::{ClusterSettings, IssuerSettings};
+use crate::subprocess::{self, Ended, Failed, LONGEST_OUTPUT};
 
-/// Most that is read of a command's output, bytes.
-const LONGEST_OUTPUT: u64 = 64 * 1024;
 /// A token of k0s is a whole kubeconfig.
 const LONGEST_TOKEN: usize = 16 * 1024;
 const SHORTEST_TOKEN: usize = 16;
 /// Most that is told of a complaint, characters.
 const LONGEST_COMPLAINT: usize = 300;
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whether a command could be started.
 pub(super) fn check(command: &[String]) -> Result<(), Failure> {
@@ -120,41 +114,26 @@ async fn run(
     let values = values(cluster, record);
     let program = &command[0];
     let arguments = command[1..].iter().map(|word| replaced(word, &values));
-    let mut process = Command::new(program);
-    // SAFETY: between fork and exec this makes one system call, and touches no memory of others.
-    unsafe {
-        process.pre_exec(|| Ok(rustix::thread::clear_ambient_capability_set()?));
-    }
-    let child = process
+    let mut process = subprocess::confined(program);
+    process
         .args(arguments)
-        .env_clear()
-        .env("PATH", SEARCH_PATH)
-        .env("HOME", "/nonexistent")
-        .env("LANG", "C.UTF-8")
         .env("ANNEAL_ENDPOINT", &cluster.endpoint)
-        .envs(values.iter().map(|(name, value)| (variable(name), value)))
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // Of its own, so that what it started is killed with it.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn();
-    let mut child = child.map_err(|e| Failure::lasting(format!("{program}: {e}")))?;
-    let group = Group::of(&child);
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let all = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
-    let Ok((printed, complaint, status)) = tokio::time::timeout(timeout, all).await else {
-        return Err(Failure {
+        .envs(values.iter().map(|(name, value)| (variable(name), value)));
+    let ended = subprocess::run(&mut process, timeout).await;
+    let Ended {
+        status,
+        stdout: printed,
+        stderr: complaint,
+    } = ended.map_err(|failed| match failed {
+        Failed::Start(error) => Failure::lasting(format!("{program}: {error}")),
+        Failed::Late => Failure {
             maybe_made: true,
             ..Failure::away(format!(
                 "{program} did not end within {}",
                 crate::workflow::duration::show(timeout)
             ))
-        });
-    };
-    group.ended();
+        },
+    })?;
     let status = status.map_err(|e| Failure::unknown(format!("{program}: {e}")))?;
     if !status.success() {
         let told = complain(program, status, &complaint);
@@ -200,18 +179,6 @@ fn replaced(word: &str, values: &[(&str, String)]) -> String {
     values.iter().fold(word.to_owned(), replace)
 }
 
-/// Reads to the end; keeps a little more than what is allowed, so that too much can be told.
-async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Zeroizing<Vec<u8>> {
-    let mut kept = Zeroizing::new(Vec::new());
-    let Some(pipe) = pipe else { return kept };
-    let mut bounded = pipe.take(LONGEST_OUTPUT + 1);
-    // What cannot be read is as good as nothing: the exit status says whether it is missed.
-    let _ = bounded.read_to_end(&mut kept).await;
-    let mut rest = bounded.into_inner();
-    let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
-    kept
-}
-
 /// What a command said when it failed, without what looks like a token.
 fn complain(program: &str, status: ExitStatus, complaint: &[u8]) -> String {
     let text = String::from_utf8_lossy(complaint);
@@ -246,29 +213,6 @@ pub(super) fn masked(text: &str) -> String {
         }
     };
     short.split(' ').map(hidden).collect::<Vec<_>>().join(" ")
-}
-
-/// Kills a command's process group unless it ended.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &tokio::process::Child) -> Self {
-        let id = child.id().and_then(|id| i32::try_from(id).ok());
-        Self(id.and_then(Pid::from_raw))
-    }
-
-    fn ended(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // Gone already is just as well.
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use anneal_protocol::time::Millis;
 
 use super::super::{Request, record::JoinToken};
 use super::*;
+use crate::subprocess::SEARCH_PATH;
 
 const TOKEN: &str = "K10abc::abcdef.0123456789abcdef";
 
