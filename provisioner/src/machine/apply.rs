@@ -50,6 +50,18 @@ pub fn needed_by_run(old: &Machine, new: &Machine) -> Option<&'static str> {
     }
 }
 
+/// The first part of the description, by name, that differs in any way: a run goes on only with
+/// what it was planned from, all of which may be in its texts.
+#[must_use]
+pub fn differs(old: &Machine, new: &Machine) -> Option<String> {
+    if old == new {
+        return None;
+    }
+    let first = fields(old, new).into_iter().next();
+    let field = first.map_or_else(|| "description".to_owned(), |first| first.field);
+    field.split(['.', '[']).next().map(str::to_owned)
+}
+
 /// A machine as an inventory file says it: the entry below `machines`, which reads back as the
 /// same machine.
 #[must_use]
@@ -210,6 +222,23 @@ mod tests {
         let described = machine(TEXT);
         let text = crate::yaml::to_string(&json!({ "machines": [entry(&described)] })).unwrap();
         assert_eq!(machine(&text), described, "{text}");
+    }
+
+    #[test]
+    fn names_the_part_that_differs() {
+        let old = machine(TEXT);
+        assert_eq!(differs(&old, &old), None);
+        for (from, to, part) in [
+            ("10.77.0.11", "10.77.0.12", "nics"),
+            ("100GiB", "50GiB", "disk"),
+            ("general", "special", "labels"),
+        ] {
+            let new = machine(&TEXT.replace(from, to));
+            assert_eq!(differs(&old, &new).as_deref(), Some(part));
+        }
+        let mut new = old.clone();
+        new.config.cluster = Some("prod".to_owned());
+        assert_eq!(differs(&old, &new).as_deref(), Some("cluster"));
     }
 
     #[test]

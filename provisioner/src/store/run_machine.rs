@@ -8,7 +8,7 @@ use super::runs::from_json;
 use super::tokens::void_enrolments;
 use super::{Result, StoreError, during};
 use crate::machine::Machine;
-use crate::machine::apply::needed_by_run;
+use crate::machine::apply::differs;
 use crate::workflow::run::RunRow;
 
 /// A change of a machine's state that goes with a change of its run.
@@ -20,8 +20,8 @@ pub struct MachineChange {
     pub reason: String,
     /// The run holds the machine from now on (`true`) or lets it go.
     pub active: bool,
-    /// When the run takes the machine: the description that it was planned with. It is refused if
-    /// what a run relies on differs by now.
+    /// When the run takes the machine again: the description that it was planned with. It is
+    /// refused if that differs by now.
     pub planned: Option<Box<Machine>>,
     /// What the installed system said about itself, when it just did.
     pub node: Option<serde_json::Value>,
@@ -60,7 +60,7 @@ pub(super) async fn change_machine(
     const DOING: &str = "storing a machine's state";
     if let Some(planned) = &change.planned
         && let Some(stored) = stored_machine(tx, &run.machine).await?
-        && let Some(field) = needed_by_run(planned, &stored)
+        && let Some(field) = differs(planned, &stored)
     {
         return Err(stale(&run.machine, &format!("`{field}`")));
     }

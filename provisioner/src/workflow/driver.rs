@@ -22,7 +22,7 @@ use super::{library, record};
 use crate::attestation;
 use crate::clock::now;
 use crate::event::{Event, kind};
-use crate::machine::apply::needed_by_run;
+use crate::machine::apply::differs;
 use crate::store::{MachineChange, OnDisk, StoreError};
 use crate::token::issuer::IssueError;
 
@@ -293,7 +293,7 @@ impl Engine {
         if row.last_run.as_deref() != Some(run) {
             return refuse(format!("is not the latest of {name}"));
         }
-        if let Some(field) = needed_by_run(&s.plan.machine, &row.machine) {
+        if let Some(field) = differs(&s.plan.machine, &row.machine) {
             return refuse(format!(
                 "was planned with another description of {name}: `{field}` differs"
             ));

@@ -301,6 +301,14 @@ async fn a_retry_meets_a_changed_inventory_in_its_own_transaction() {
         rack.store.run_row(&run).await.unwrap().state,
         RunState::Failed
     );
+    // Whatever its texts may say, not only what it boots and writes to.
+    rack.edit_machine(|machine| {
+        machine.protected_disks.clear();
+        machine.config.ssh_keys = vec!["ssh-ed25519 AAAA".to_owned()];
+    })
+    .await;
+    let error = engine.retry(&run).await.unwrap_err().to_string();
+    assert!(error.contains("`ssh_keys` differs"), "{error}");
 }
 
 fn serial(serial: &str) -> anneal_protocol::disk::ProtectedDisk {
