@@ -154,7 +154,8 @@ impl Member {
 }
 
 enum State {
-    Between(Input),
+    /// With the memory that the members before took.
+    Between(Input, Option<Taken>),
     /// With the memory that it takes.
     In(Box<Member>, Taken),
     Ended,
@@ -179,7 +180,7 @@ impl Decoder {
         let input = Input::new(source);
         let (taken, ended) = (Arc::clone(&input.taken), Arc::clone(&input.ended));
         Self {
-            state: State::Between(input),
+            state: State::Between(input, None),
             format,
             share,
             depth,
@@ -224,7 +225,7 @@ impl Decoder {
     }
 
     /// What comes after a member: another, or the end.
-    fn between(&self, mut input: Input) -> io::Result<State> {
+    fn between(&self, mut input: Input, held: Option<Taken>) -> io::Result<State> {
         if self.format == Format::Xz && self.at() > 0 {
             // Stream padding: a multiple of four zero bytes (.xz file format, section 2.2).
             while input.peek(4)? == [0; 4] {
@@ -245,7 +246,7 @@ impl Decoder {
                     _ => &[],
                 };
                 let needed = window::needed(self.format, head);
-                let taken = self.share.take(self.depth, needed);
+                let taken = self.share.take_after(held, self.depth, needed);
                 let taken = taken.map_err(IngestError::into_io)?;
                 let limit = needed.clamp(LEAST, MEMORY);
                 let member = Member::begin(self.format, input, limit)?;
@@ -271,8 +272,8 @@ impl Decoder {
     fn step(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Ended => Ok(Some(0)),
-            State::Between(input) => {
-                self.state = self.between(input)?;
+            State::Between(input, held) => {
+                self.state = self.between(input, held)?;
                 Ok(None)
             }
             State::In(mut member, taken) => {
@@ -285,7 +286,7 @@ impl Decoder {
                 if self.format == Format::Lz4 && self.ended.load(Ordering::Relaxed) {
                     return Err(self.cut_short());
                 }
-                self.state = State::Between(member.end());
+                self.state = State::Between(member.end(), Some(taken));
                 Ok(None)
             }
         }

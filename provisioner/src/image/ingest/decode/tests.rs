@@ -78,6 +78,33 @@ fn one_stream_and_several_are_decoded() {
     }
 }
 
+/// Else another could come between two frames, and each might wait for the other.
+#[tokio::test]
+async fn memory_is_kept_from_one_frame_to_the_next() {
+    const LENGTH: usize = 4 << 20;
+    let (large, small) = (
+        packed("zstd", &["-c", "-q"], &sample(LENGTH)),
+        packed("zstd", &["-c", "-q"], b"the end"),
+    );
+    let memory = Memory::default();
+    let share = memory.share(CancellationToken::new());
+    let impatient = CancellationToken::new();
+    impatient.cancel();
+    let others = memory.share(impatient);
+    let decoding = tokio::task::spawn_blocking(move || {
+        let bytes = Cursor::new([large, small].concat());
+        let mut decoder = Decoder::new(Format::Zstd, Box::new(bytes), share, 0);
+        let mut raw = vec![0; LENGTH + 1];
+        decoder.read_exact(&mut raw).unwrap();
+        // It is in the second frame, which takes 2 MiB; the first took more.
+        assert!(others.take(0, MEMORY - (2 << 20)).is_err());
+        decoder.read_to_end(&mut raw).unwrap();
+        assert!(raw.ends_with(b"the end"));
+        assert!(others.take(0, MEMORY).is_ok(), "given back at the end");
+    });
+    decoding.await.unwrap();
+}
+
 #[test]
 fn a_cut_is_never_an_end() {
     let raw = sample(300_000);
