@@ -82,6 +82,14 @@ impl Caller {
     }
 }
 
+/// Kinds of events that only Talos causes.
+pub const SIGNS_OF_TALOS: &[&str] = &[
+    kind::TALOS_EVENT,
+    kind::TALOS_ADDRESS,
+    kind::TALOS_STATUS,
+    kind::TALOS_READY,
+];
+
 /// Kinds of events that only the installed system causes.
 pub const SIGNS_OF_LIFE: &[&str] = &[
     kind::PHONE_HOME,

@@ -3,11 +3,11 @@
 use anneal_protocol::time::Millis;
 
 use super::edit::{Edit, after};
-use super::facts::{booted_since, firmware_since, said_since};
+use super::facts::{any_said_since, booted_since, firmware_since, said_since};
 use super::{Act, Change, Command, Decision, Waiting};
 use crate::event::kind;
 use crate::workflow::action::Action;
-use crate::workflow::caller::{Caller, Wait};
+use crate::workflow::caller::{Caller, SIGNS_OF_TALOS, Wait};
 use crate::workflow::duration;
 use crate::workflow::plan::Step;
 use crate::workflow::run::{PowerMark, Snapshot, StepRow, StepState};
@@ -68,8 +68,7 @@ fn call(s: &Snapshot, idx: usize, wait: Wait, deadline: Millis, now: Millis) -> 
     let row = &s.steps[idx];
     let since = installed_at(s, idx);
     let told = |kind| said_since(s, kind, since);
-    let heard = told(kind::TALOS_EVENT).is_some() || told(kind::TALOS_STATUS).is_some();
-    if wait.api_port && !heard {
+    if wait.api_port && !any_said_since(s, SIGNS_OF_TALOS, since) {
         let begun = row.attempt_at.unwrap_or(now);
         let half = begun.plus(deadline.since(begun) / 2);
         if now >= half {

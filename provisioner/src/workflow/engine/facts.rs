@@ -40,7 +40,7 @@ pub(super) fn left_since(s: &Snapshot, since: Millis) -> bool {
         s.sighting(kind)
             .is_some_and(|seen| seen.at >= since && matches!(stage(seen), "firmware" | "system"))
     });
-    by_script || by_dhcp || alive_since(s, since)
+    by_script || by_dhcp || any_said_since(s, SIGNS_OF_LIFE, since)
 }
 
 /// What was said for this run, after a moment.
@@ -49,9 +49,9 @@ pub(super) fn said_since<'a>(s: &'a Snapshot, kind: &str, since: Millis) -> Opti
         .filter(|seen| seen.at >= since && seen.run.as_deref() == Some(s.run.id.as_str()))
 }
 
-/// The installed system said anything for this run, after a moment.
-fn alive_since(s: &Snapshot, since: Millis) -> bool {
-    SIGNS_OF_LIFE
+/// Any of these was said for this run, after a moment.
+pub(super) fn any_said_since(s: &Snapshot, kinds: &[&str], since: Millis) -> bool {
+    kinds
         .iter()
         .any(|kind| said_since(s, kind, since).is_some())
 }

@@ -104,6 +104,13 @@ fn the_api_port_is_looked_at_when_half_the_time_went_by_in_silence() {
     };
     assert_eq!(command.act, Act::LookApi);
     assert_eq!(settle(&s, command, &Done::NotYet, at(521)), None);
+    // Whatever it sent, it can send.
+    for said in [kind::TALOS_EVENT, kind::TALOS_ADDRESS, kind::TALOS_STATUS] {
+        let mut talks = waits(with);
+        see(&mut talks, said, at(100), serde_json::json!({}));
+        let decided = settle_down(&mut talks, at(70 + 450));
+        assert!(matches!(decided, Decision::Wait(_)), "{said}");
+    }
     let mut talks = s.clone();
     let status = serde_json::json!({ "said": "running, not ready: etcd: not healthy" });
     see(&mut talks, kind::TALOS_STATUS, at(530), status);
