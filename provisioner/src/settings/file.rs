@@ -23,8 +23,8 @@ pub(super) struct SettingsFile {
     pub tftp: Option<bool>,
     pub agent_silence: Option<Spanned<String>>,
     pub plain_config_urls: Option<bool>,
-    pub event_sink: Option<ListenFile>,
-    pub metadata: Option<MetadataFile>,
+    pub event_sink: Option<Spanned<ListenFile>>,
+    pub metadata: Option<Spanned<MetadataFile>>,
     pub images: Option<ImagesFile>,
     pub events: Option<EventsFile>,
     pub clusters: Vec<ClusterFile>,
@@ -41,7 +41,7 @@ pub(super) struct ListenFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MetadataFile {
     pub listen: Option<Spanned<String>>,
-    pub plain: Option<Spanned<bool>>,
+    pub plain: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,14 +3,14 @@
 //! A flag wins over the file, the file over the default. Every refusal names where the value came
 //! from: file, line and column, or the flag.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::file::{DhcpFile, EventsFile, MetadataFile, SettingsFile};
+use super::file::{DhcpFile, EventsFile, SettingsFile};
 use super::interface::{self, Interface};
-use super::{DhcpSettings, EventSettings, Flags, MetadataSettings, Settings, SettingsError};
+use super::{DhcpSettings, EventSettings, Flags, Settings, SettingsError};
 use crate::machine::Cidr;
 use crate::workflow::duration;
 use crate::yaml::{self, Spanned};
@@ -114,7 +114,7 @@ impl Given {
     }
 }
 
-fn refuse(from: &str, message: impl std::fmt::Display) -> SettingsError {
+pub(super) fn refuse(from: &str, message: impl std::fmt::Display) -> SettingsError {
     SettingsError::Invalid {
         from: from.to_owned(),
         message: message.to_string(),
@@ -176,10 +176,10 @@ impl Merge<'_> {
         let images = self.images(raw.images.unwrap_or_default(), address, ports)?;
         let image_port = images.listen.map(|at| ("image", at.port()));
         let taken: Vec<_> = ports.into_iter().chain(image_port).collect();
-        let event_sink = self.listener(raw.event_sink.and_then(|f| f.listen), address, &taken)?;
+        let event_sink = self.event_sink(raw.event_sink, address, &taken)?;
         let sink_port = event_sink.map(|at| ("event sink's", at.port()));
         let taken: Vec<_> = taken.into_iter().chain(sink_port).collect();
-        let metadata = self.metadata(raw.metadata.unwrap_or_default(), address, &taken)?;
+        let metadata = self.metadata(raw.metadata, address, &taken)?;
         Ok(Settings {
             password_dirs: self.password_dirs(raw.password_dirs, &state_dir)?,
             join: self.join(
@@ -379,72 +379,6 @@ impl Merge<'_> {
             duration::show(*allowed.start()),
             duration::show(*allowed.end())
         )))
-    }
-
-    /// A port that is off unless the file says where it listens.
-    fn listener(
-        &self,
-        raw: Option<Spanned<String>>,
-        own: Cidr,
-        taken: &[(&str, u16)],
-    ) -> Result<Option<SocketAddr>, SettingsError> {
-        let Some(value) = raw else {
-            return Ok(None);
-        };
-        self.listen(&self.in_file(&value), own.ip, taken).map(Some)
-    }
-
-    fn metadata(
-        &self,
-        raw: MetadataFile,
-        own: Cidr,
-        taken: &[(&str, u16)],
-    ) -> Result<Option<MetadataSettings>, SettingsError> {
-        let listen = self.listener(raw.listen, own, taken)?;
-        if let (None, Some(plain)) = (listen, &raw.plain) {
-            let message = "there is no metadata service: expected `listen` as well";
-            return Err(self.in_file(plain).refuse(message));
-        }
-        let plain = raw.plain.is_some_and(|plain| plain.value);
-        let ours = |at: SocketAddr| at.ip().is_unspecified() || at.ip() == IpAddr::V4(own.ip);
-        if listen.is_some_and(|at| !plain && !ours(at)) {
-            let message = format!(
-                "the daemon's certificate is for {}: expected a port alone",
-                own.ip
-            );
-            return Err(refuse("metadata.listen", message));
-        }
-        Ok(listen.map(|listen| MetadataSettings { listen, plain }))
-    }
-
-    /// Reads `:8081`, or `10.77.0.1:8081`; `taken` are the ports of others.
-    pub(super) fn listen(
-        &self,
-        given: &Given,
-        own: Ipv4Addr,
-        taken: &[(&str, u16)],
-    ) -> Result<SocketAddr, SettingsError> {
-        let bad = || {
-            given.refuse(format!(
-                "\"{}\" is not where to listen: expected :8081 or 10.77.0.1:8081",
-                given.text
-            ))
-        };
-        let (host, port) = given.text.rsplit_once(':').ok_or_else(bad)?;
-        let ip = match host {
-            "" => own,
-            host => host.parse().map_err(|_| bad())?,
-        };
-        let port = port
-            .parse()
-            .ok()
-            .filter(|port| *port != 0)
-            .ok_or_else(bad)?;
-        if let Some((what, _)) = taken.iter().find(|(_, other)| *other == port) {
-            let message = format!("the {what} port is {port} too: expected another one");
-            return Err(given.refuse(message));
-        }
-        Ok((ip, port).into())
     }
 
     /// Boot files are beside the program when it was installed by hand, else where packages

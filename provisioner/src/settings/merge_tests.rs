@@ -167,6 +167,22 @@ fn tells_each_mistake_of_the_file_with_its_place() {
     }
 }
 
+/// A section is there to switch something on.
+#[test]
+fn what_listens_says_where() {
+    for text in [
+        "event_sink: {}\n",
+        "metadata: {}\n",
+        "metadata: { plain: true }\n",
+    ] {
+        let told = with_file(text).unwrap_err().to_string();
+        assert!(told.starts_with("/etc/anneal/anneal.yaml:1:"), "{told}");
+        assert!(told.contains("expected `listen`"), "{told}");
+    }
+    let settings = with_file("metadata: { listen: \":8444\" }\n").unwrap();
+    assert!(settings.metadata.is_some() && settings.event_sink.is_none());
+}
+
 #[test]
 fn password_directories_follow_the_state_directory_the_file_and_the_flag() {
     let dirs = |text: &str, flags: &Flags| {

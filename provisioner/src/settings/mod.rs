@@ -9,6 +9,7 @@ mod clusters;
 mod file;
 mod images;
 pub mod interface;
+mod listen;
 mod merge;
 
 use std::net::{Ipv4Addr, SocketAddr};
