@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use anneal_protocol::api::{MachineView, RenderView};
+use serde::Serialize;
 
 use super::client::Client;
 use super::output::{self, Format, Table, cell, printable};
@@ -51,7 +52,9 @@ impl Args {
 /// When the daemon refuses: a template failed, or the workflow makes no sense for the machine.
 pub async fn render(client: Client, args: Args, format: Format) -> anyhow::Result<()> {
     let Some(machine) = &args.machine else {
-        return all(&client, &args).await;
+        let all = all(&client, &args).await?;
+        output::show(format, &all, table)?;
+        return all.outcome();
     };
     let mut view: RenderView = client
         .get(&["machines", machine, "render"], &args.query())
@@ -72,39 +75,93 @@ pub async fn render(client: Client, args: Args, format: Format) -> anyhow::Resul
     output::show(format, &view, show)
 }
 
+/// What came of rendering every machine.
+#[derive(Debug, Serialize)]
+struct All {
+    machines: Vec<Rendered>,
+    failed: Vec<Failed>,
+    seconds: f64,
+}
+
+/// A machine that can be rendered.
+#[derive(Debug, Serialize)]
+struct Rendered {
+    machine: String,
+    workflow: String,
+    image: Option<String>,
+    texts: usize,
+    bytes: usize,
+    warnings: Vec<String>,
+}
+
+/// One that cannot.
+#[derive(Debug, Serialize)]
+struct Failed {
+    machine: String,
+    error: String,
+}
+
 /// Renders all machines, one after the other. A mistake in one says nothing of the others.
-async fn all(client: &Client, args: &Args) -> anyhow::Result<()> {
+async fn all(client: &Client, args: &Args) -> anyhow::Result<All> {
     let machines: Vec<MachineView> = client.list(&["machines"], &[], usize::MAX).await?;
     let began = Instant::now();
-    let mut table = Table::new(["MACHINE", "WORKFLOW", "IMAGE", "TEXTS", "BYTES", "WARNINGS"]);
-    let mut failed = Vec::new();
-    for machine in &machines {
+    let mut all = All {
+        machines: Vec::new(),
+        failed: Vec::new(),
+        seconds: 0.0,
+    };
+    for machine in machines {
         let path = ["machines", machine.name.as_str(), "render"];
         let view: anyhow::Result<RenderView> = client.get(&path, &args.query()).await;
         match view {
             Ok(view) => {
                 let texts = crate::workflow::texts_of(&view);
-                let bytes: usize = texts.iter().map(|text| text.text.len()).sum();
-                table.row([
-                    machine.name.as_str(),
-                    &view.workflow,
-                    cell(view.image.as_deref()),
-                    &texts.len().to_string(),
-                    &bytes.to_string(),
-                    &view.warnings.len().to_string(),
-                ]);
+                all.machines.push(Rendered {
+                    machine: machine.name,
+                    texts: texts.len(),
+                    bytes: texts.iter().map(|text| text.text.len()).sum(),
+                    workflow: view.workflow,
+                    image: view.image,
+                    warnings: view.warnings,
+                });
             }
-            Err(error) => failed.push(format!("{}: {error:#}", machine.name)),
+            Err(error) => all.failed.push(Failed {
+                error: format!("{error:#}"),
+                machine: machine.name,
+            }),
         }
     }
-    let seconds = began.elapsed().as_secs_f64();
-    output::print(&format!(
-        "{table}{} machines in {seconds:.1} s\n",
-        machines.len()
-    ))?;
-    match failed.len() {
-        0 => Ok(()),
-        number => anyhow::bail!("{number} cannot be rendered:\n{}", failed.join("\n")),
+    all.seconds = began.elapsed().as_secs_f64();
+    Ok(all)
+}
+
+/// A line a machine, without texts; who failed is told at the end, as an error.
+fn table(all: &All) -> String {
+    let mut table = Table::new(["MACHINE", "WORKFLOW", "IMAGE", "TEXTS", "BYTES", "WARNINGS"]);
+    for rendered in &all.machines {
+        table.row([
+            rendered.machine.as_str(),
+            &rendered.workflow,
+            cell(rendered.image.as_deref()),
+            &rendered.texts.to_string(),
+            &rendered.bytes.to_string(),
+            &rendered.warnings.len().to_string(),
+        ]);
+    }
+    let machines = all.machines.len() + all.failed.len();
+    format!("{table}{machines} machines in {:.1} s\n", all.seconds)
+}
+
+impl All {
+    fn outcome(&self) -> anyhow::Result<()> {
+        let failed = self.failed.iter();
+        let told: Vec<String> = failed
+            .map(|failed| format!("{}: {}", failed.machine, failed.error))
+            .collect();
+        match told.len() {
+            0 => Ok(()),
+            number => anyhow::bail!("{number} cannot be rendered:\n{}", told.join("\n")),
+        }
     }
 }
 

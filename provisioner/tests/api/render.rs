@@ -186,3 +186,46 @@ async fn every_check_is_told_with_its_outcome() {
     );
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn all_machines_are_told_to_programs_as_json() {
+    let daemon = site().await;
+    let context = daemon.state_path().join("state/admin.context.json");
+    let render = async |workflow: &str| {
+        let mut anneal = std::process::Command::new(env!("CARGO_BIN_EXE_anneal"));
+        anneal.env_clear().arg("--context").arg(&context).args([
+            "-o",
+            "json",
+            "render",
+            "--all",
+            "--workflow",
+            workflow,
+        ]);
+        let output = crate::nodes::run(anneal, "").await;
+        let told = String::from_utf8(output.stderr).unwrap();
+        let view: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {told}"));
+        (output.status.code(), view, told)
+    };
+    let (code, view, told) = render("by-url").await;
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(view["failed"], json!([]));
+    let names: Vec<_> = view["machines"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|machine| (machine["machine"].as_str(), machine["workflow"].as_str()))
+        .collect();
+    assert_eq!(
+        names,
+        ["r1n1", "r1n2"].map(|name| (Some(name), Some("by-url")))
+    );
+    assert!(view["machines"][0]["bytes"].as_u64().unwrap() > 0, "{view}");
+    let (code, view, told) = render("broken").await;
+    assert_eq!(code, Some(1));
+    assert!(told.contains("2 cannot be rendered"), "{told}");
+    assert_eq!(view["machines"], json!([]));
+    let error = view["failed"][1]["error"].as_str().unwrap();
+    assert!(error.contains("site/broken.ign:2:23"), "{view}");
+    daemon.stop().await;
+}
