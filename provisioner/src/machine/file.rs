@@ -41,6 +41,8 @@ pub struct Described {
     pub addresses_at: Vec<(Ipv4Addr, Location)>,
     /// Where the path of the BMC's password is.
     pub password_at: Option<Location>,
+    /// Where its cluster is.
+    pub cluster_at: Option<Location>,
 }
 
 /// Where a card's values are.
@@ -100,16 +102,18 @@ impl Inventory {
     /// Refuses clusters that machines cannot join, as `check` says.
     ///
     /// # Errors
-    /// The first machine with such a cluster, with the place of its name and the reason.
+    /// The first such cluster, with its place and the reason.
     pub fn check_clusters(
         &self,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Result<(), YamlError> {
         for described in &self.machines {
-            if let Some(cluster) = described.machine.cluster() {
+            if let (Some(cluster), Some(place)) =
+                (described.machine.cluster(), described.cluster_at)
+            {
                 check(cluster).map_err(|told| {
                     let told = format!("`cluster`: {told}");
-                    YamlError::at(&described.file, described.name_at, told)
+                    YamlError::at(&described.file, place, told)
                 })?;
             }
         }
@@ -252,6 +256,7 @@ impl Reader<'_> {
             nics_at,
             addresses_at,
             password_at,
+            cluster_at: entry.cluster.map(|cluster| cluster.referenced),
             machine: Machine {
                 name: entry.name.value,
                 rack: self.words("the rack", entry.rack)?,

@@ -311,6 +311,18 @@ fn relative_password_paths_become_absolute_in_the_text() {
 }
 
 #[test]
+fn an_unknown_cluster_is_told_at_its_place() {
+    let text = format!("{FULL}    cluster: prd\n");
+    let inventory = parse(&text, "rack1.yaml").unwrap();
+    let refuse = |name: &str| Err(format!("there is no cluster `{name}`"));
+    let told = inventory.check_clusters(refuse).unwrap_err().to_string();
+    assert_eq!(
+        told,
+        "rack1.yaml:14:14: `cluster`: there is no cluster `prd`"
+    );
+}
+
+#[test]
 fn the_example_inventories_are_valid() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../hardware");
     let read = |name: &str| {

@@ -264,7 +264,7 @@ async fn a_cluster_that_nobody_knows_is_refused_with_the_known_ones() {
     let (status, told) = apply(&daemon, text.replace("cluster: prod", "cluster: prd")).await;
     assert_eq!(status, 422, "{told}");
     let expected =
-        "inventory.yaml:2:11: `cluster`: there is no cluster `prd`, did you mean `prod`?";
+        "inventory.yaml:6:14: `cluster`: there is no cluster `prd`, did you mean `prod`?";
     assert!(told.contains(expected), "{told}");
     let (status, told) = apply(&daemon, text).await;
     assert_eq!(status, 200, "{told}");
