@@ -219,7 +219,6 @@ impl App {
             )?),
             false => None,
         };
-        let ca_sha256 = pki.ca_sha256();
         let shared = Shared(Arc::new(SharedParts {
             issuers,
             configs: Configs::new(tokens.as_ref().clone(), store.clone(), recorder.clone()),
@@ -245,8 +244,6 @@ impl App {
         state::write_admin_context(&shared, &server_url).await?;
         let source = Arc::new(source::Source {
             shared: shared.clone(),
-            server_url,
-            ca_sha256,
         });
         let boot_router = boot_http::router(boot_files, source, directory, recorder, &boot_url);
         Ok(Self {

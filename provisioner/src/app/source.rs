@@ -5,18 +5,43 @@ use std::net::IpAddr;
 use anneal_protocol::cmdline::{Address, Boot};
 use anneal_protocol::machine::Mac;
 
-use super::Shared;
+use super::{Shared, SharedParts};
 use crate::boot::{self, BootSource, Choice, RunBoot, Target};
 use crate::clock::now;
-use crate::machine::Reservation;
+use crate::machine::{Cidr, Reservation};
 use crate::store::LeaseState;
 use crate::token::{Mint, Purpose};
 
 /// Answers what a MAC boots next, from inventory and runs.
 pub(super) struct Source {
     pub(super) shared: Shared,
-    pub(super) server_url: String,
-    pub(super) ca_sha256: String,
+}
+
+impl SharedParts {
+    /// What a script made now tells the agent that a card boots for a run.
+    pub(crate) fn boot(
+        &self,
+        machine: String,
+        (mac, address): (Mac, Option<Cidr>),
+        run: String,
+        token: String,
+    ) -> Boot {
+        let dhcp = self.settings.dhcp.as_ref();
+        Boot {
+            server: self.engine.server_url().to_owned(),
+            ca_sha256: self.pki.ca_sha256(),
+            token,
+            machine,
+            run,
+            time_secs: now().0 / 1000,
+            mac,
+            address: address.map(|address| Address {
+                ip: address.ip,
+                prefix: address.prefix,
+                gateway: dhcp.and_then(|dhcp| dhcp.router),
+            }),
+        }
+    }
 }
 
 impl Source {
@@ -69,22 +94,9 @@ impl Source {
             plain: false,
         };
         let token = self.shared.tokens.mint(mint).await?;
-        let dhcp = self.shared.settings.dhcp.as_ref();
-        let address = reservation.address.map(|address| Address {
-            ip: address.ip,
-            prefix: address.prefix,
-            gateway: dhcp.and_then(|d| d.router),
-        });
-        Ok(Target::Agent(Box::new(Boot {
-            server: self.server_url.clone(),
-            ca_sha256: self.ca_sha256.clone(),
-            token,
-            machine,
-            run,
-            time_secs: now().0 / 1000,
-            mac,
-            address,
-        })))
+        let card = (mac, reservation.address);
+        let boot = self.shared.boot(machine, card, run, token);
+        Ok(Target::Agent(Box::new(boot)))
     }
 }
 

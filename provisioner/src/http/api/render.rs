@@ -1,13 +1,11 @@
 //! What a machine would get, and whether its readers would take it. Changes nothing.
 
 use anneal_protocol::api::{Problem, RenderView, Role, ValidateView};
-use anneal_protocol::cmdline::{Address, Boot};
 use axum::Json;
 use axum::extract::{Path, Query, State};
 
 use super::auth::Caller;
 use crate::app::Shared;
-use crate::clock::now;
 use crate::http::problem::ApiResult;
 use crate::validate;
 use crate::workflow::{Action, Shown, StartRun};
@@ -112,20 +110,8 @@ async fn agent_arguments(
     let Some(nic) = row.machine.boot_nic() else {
         return Ok(None);
     };
-    let dhcp = shared.settings.dhcp.as_ref();
-    let boot = Boot {
-        server: shared.engine.server_url().to_owned(),
-        ca_sha256: shared.pki.ca_sha256(),
-        token: shown.token().to_owned(),
-        machine: view.machine.clone(),
-        run: render::REDACTED.to_owned(),
-        time_secs: now().0 / 1000,
-        mac: nic.mac,
-        address: nic.address.map(|address| Address {
-            ip: address.ip,
-            prefix: address.prefix,
-            gateway: dhcp.and_then(|dhcp| dhcp.router),
-        }),
-    };
+    let card = (nic.mac, nic.address);
+    let (run, token) = (render::REDACTED.to_owned(), shown.token().to_owned());
+    let boot = shared.boot(view.machine.clone(), card, run, token);
     Ok(Some(boot::agent_arguments(&boot)))
 }
