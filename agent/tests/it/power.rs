@@ -347,6 +347,20 @@ impl Booted {
         disk
     }
 
+    /// After how many of these entries. By flushes, anywhere, and in the finish: an agent that does not
+    /// flush as it should is not spared because it never flushes that often.
+    fn count(&self, number: usize, entries: &Range<usize>, random: &mut Random) -> usize {
+        let all = entries.len();
+        match number % 3 {
+            0 => {
+                let reached = Cut::draw(random).reached(&self.log.entries[entries.clone()]);
+                reached.unwrap_or(all)
+            }
+            1 => random.below(all as u64 + 1) as usize,
+            _ => all.saturating_sub(random.below(12) as usize),
+        }
+    }
+
     /// What other cuts of these entries, which wrote an image over `before`, leave.
     fn more(
         &self,
@@ -356,11 +370,8 @@ impl Booted {
         random: &mut Random,
         seen: &mut Vec<State>,
     ) {
-        for _ in 0..MORE_CUTS {
-            let cut = Cut::draw(random);
-            let count = cut.reached(&self.log.entries[entries.clone()]);
-            let at = entries.start + count.unwrap_or(entries.len());
-            let disk = self.lost(at, random);
+        for number in 0..MORE_CUTS {
+            let disk = self.lost(entries.start + self.count(number, &entries, random), random);
             seen.push(expect_safe(before, &disk, image));
         }
     }
