@@ -9,10 +9,12 @@ base=${1:?usage: ignition.sh DEBIAN.raw OUT.raw}
 out=${2:?usage: ignition.sh DEBIAN.raw OUT.raw}
 ignition=/usr/lib/dracut/modules.d/30ignition/ignition
 esp=$((4 * 1024 * 1024))
-for tool in mcopy:mtools unsquashfs:squashfs-tools cpio:cpio sfdisk:fdisk "$ignition:ignition"; do
-	PATH=$PATH:/usr/sbin:/sbin command -v "${tool%%:*}" >/dev/null ||
-		{ echo "ignition.sh: package needed: ${tool#*:}" >&2; exit 1; }
+PATH=$PATH:/usr/sbin:/sbin
+missing=()
+for tool in mcopy:mtools unsquashfs:squashfs-tools cpio:cpio zstd:zstd sfdisk:fdisk "$ignition:ignition"; do
+	command -v "${tool%%:*}" >/dev/null || missing+=("${tool#*:}")
 done
+[ ${#missing[@]} = 0 ] || { echo "ignition.sh: packages needed: apt-get install ${missing[*]}" >&2; exit 1; }
 work=$(mktemp -d "$(dirname "$out")/.ignition.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
@@ -24,7 +26,7 @@ for name in useradd usermod userdel groupadd groupmod groupdel; do
 done
 ln -s /usr/bin/true "$tree/first-boot/bin/setfiles"
 
-root=$(PATH=$PATH:/usr/sbin:/sbin sfdisk -d "$base" | sed -n 's/.*start= *\([0-9]*\),.*name="ROOT"/\1/p')
+root=$(sfdisk -d "$base" | sed -n 's/.*start= *\([0-9]*\),.*name="ROOT"/\1/p')
 unsquashfs -q -n -o $((root * 512)) -d "$work/root" "$base" \
 	'usr/lib/modules/*/kernel/net/core/failover.ko' 'usr/lib/modules/*/kernel/drivers/net/net_failover.ko' \
 	'usr/lib/modules/*/kernel/drivers/net/virtio_net.ko' >/dev/null
@@ -48,8 +50,11 @@ END
 	zstd -q -9 >"$work/ignition.img"
 
 cp --sparse=always "$base" "$work/out.raw"
-mtype -i "$work/out.raw@@$esp" ::grub/grub.cfg | sed 's|initrd /initrd.img$|& /ignition.img|' >"$work/grub.cfg"
+# On a busy host the timer of an emulated machine is late: Linux would panic.
+mtype -i "$work/out.raw@@$esp" ::grub/grub.cfg |
+	sed -e 's|initrd /initrd.img$|& /ignition.img|' -e 's|^\(\s*linux .*\) ro$|\1 ro no_timer_check|' >"$work/grub.cfg"
 grep -q ignition.img "$work/grub.cfg"
+grep -q no_timer_check "$work/grub.cfg"
 mcopy -o -i "$work/out.raw@@$esp" "$work/grub.cfg" ::grub/grub.cfg
 mcopy -i "$work/out.raw@@$esp" "$work/ignition.img" ::
 mv "$work/out.raw" "$out"
