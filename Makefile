@@ -33,8 +33,9 @@ netboot: setup ## boot files, kernel and the agent's initramfs, in .cache/netboo
 	@ipxe/fetch.sh $(NETBOOT)
 	@ipxe/initramfs.sh $(NETBOOT)
 
-image: setup ## a sealed Debian image, .cache/debian.raw
+image: setup ## a sealed Debian image, .cache/debian.raw, and systemd-boot for A/B images of it
 	@mkdir -p .cache && $(SUDO) flock .cache/image.lock tests/e2e/image/build.sh $(IMAGE)
+	@$(SUDO) flock .cache/image.lock tests/e2e/image/systemd-boot.sh .cache/systemd-boot
 
 demo: build netboot image ## three machines from power-on to phone-home, then one again by curl
 	@$(SUDO) $(RACK) demo

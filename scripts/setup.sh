@@ -27,7 +27,7 @@ libvirt-daemon-system|libvirtd: defines and powers the machines
 libvirt-clients|virsh, to look at them
 python3-venv|environment for the Redfish service (sushy-tools)
 python3-libvirt|how the Redfish service speaks to libvirt
-mmdebstrap|makes the Debian image and unpacks kernel packages
+mmdebstrap|makes the Debian image, unpacks packages of its release
 squashfs-tools|read-only root of the Debian image
 cryptsetup-bin|veritysetup: hash tree of the read-only root
 dosfstools|EFI system partition and configuration partition

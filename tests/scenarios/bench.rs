@@ -140,9 +140,23 @@ impl Bench {
         image_mib: u64,
         more: &[&str],
     ) -> anyhow::Result<Self> {
+        Self::with_image_of(work, image, image_mib, "debian", more)
+    }
+
+    /// [`Bench::with_image`] of another system.
+    ///
+    /// # Errors
+    /// When something is missing or does not come up.
+    pub fn with_image_of(
+        work: &Path,
+        image: &Path,
+        image_mib: u64,
+        os: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
         let daemon = daemon(work)?;
         let api = daemon.api()?;
-        daemon.add_image_with(IMAGE, image, "debian", more)?;
+        daemon.add_image_with(IMAGE, image, os, more)?;
         let inventory = work.join("inventory.yaml");
         std::fs::write(&inventory, inventory_text())?;
         daemon.anneal(&["apply", "-f", &inventory.to_string_lossy()])?;

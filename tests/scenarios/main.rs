@@ -28,6 +28,7 @@ fn all() -> Vec<Scenario> {
     [
         machine_lost::SCENARIOS,
         daemon_killed::SCENARIOS,
+        first_boot::ab::SCENARIOS,
         first_boot::ignition::SCENARIOS,
         drift::SCENARIOS,
         published::SCENARIOS,

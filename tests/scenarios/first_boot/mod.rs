@@ -3,6 +3,7 @@
 //!
 //! This module has what they share: an installation to its end.
 
+pub mod ab;
 pub mod ignition;
 
 use std::time::Duration;
@@ -26,7 +27,21 @@ pub const SETTINGS: &str =
 /// # Errors
 /// When the run does not succeed.
 pub fn install(bench: &mut Bench) -> anyhow::Result<RunView> {
-    let run = bench.start_run_of("first-boot")?.id;
+    let run = write(bench, "first-boot")?;
+    bench.machine.start_disk()?;
+    let view = wait_end(bench, &run);
+    bench.machine.power_off();
+    let view = view?;
+    expect(bench, &view, "succeeded")?;
+    Ok(view)
+}
+
+/// From the start of a run to the end of the agent's part. The machine is off, and is to start its disk.
+///
+/// # Errors
+/// When the run ends before.
+pub fn write(bench: &mut Bench, workflow: &str) -> anyhow::Result<String> {
+    let run = bench.start_run_of(workflow)?.id;
     bench.power_on()?;
     wait_for(RUN_LIMIT, "the agent to restart the machine", || {
         bench.daemon.ensure_running()?;
@@ -36,21 +51,33 @@ pub fn install(bench: &mut Bench) -> anyhow::Result<RunView> {
     })?;
     let script = fetch_script(MAC, ADDRESS)?;
     anyhow::ensure!(script.contains("boots its own disk"), "{script}");
-    bench.machine.start_disk()?;
-    let view = wait_for(FIRST_BOOT_LIMIT, "the node to call home", || {
+    Ok(run)
+}
+
+/// The run's end, which the installed system makes.
+///
+/// # Errors
+/// When it does not come.
+pub fn wait_end(bench: &mut Bench, run: &str) -> anyhow::Result<RunView> {
+    wait_for(FIRST_BOOT_LIMIT, "the node to call home", || {
         bench.daemon.ensure_running()?;
-        Ok(Some(bench.api.run(&run)?).filter(|view| view.finished_at.is_some()))
-    });
-    bench.machine.power_off();
-    let view = view?;
+        Ok(Some(bench.api.run(run)?).filter(|view| view.finished_at.is_some()))
+    })
+}
+
+/// Insists on how the run ended.
+///
+/// # Errors
+/// When it ended otherwise: with the last words of the machine.
+pub fn expect(bench: &Bench, view: &RunView, state: &str) -> anyhow::Result<()> {
     let console = std::fs::read_to_string(&bench.machine.console).unwrap_or_default();
     let tail: Vec<&str> = console.lines().rev().take(40).collect();
     anyhow::ensure!(
-        view.state == "succeeded",
+        view.state == state,
         "{}: {}\n{}",
         view.state,
         view.why,
         tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     );
-    Ok(view)
+    Ok(())
 }

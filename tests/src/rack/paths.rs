@@ -15,6 +15,8 @@ pub struct Paths {
     pub netboot: PathBuf,
     /// The Debian image, raw.
     pub image: PathBuf,
+    /// Debian's systemd-boot, unpacked.
+    pub systemd_boot: PathBuf,
     /// Python environment with sushy-tools.
     pub venv: PathBuf,
 }
@@ -38,6 +40,7 @@ impl Paths {
             anneal: bin.join("anneal"),
             netboot: cache.join("netboot"),
             image: cache.join("debian.raw"),
+            systemd_boot: cache.join("systemd-boot"),
             venv: cache.join("venv"),
             root: root.to_owned(),
         })

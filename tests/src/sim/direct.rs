@@ -1,4 +1,4 @@
-//! Quick machines: QEMU without firmware. They ask the daemon for their boot script as iPXE
+//! Quick machines: QEMU, mostly without firmware. They ask the daemon for their boot script as iPXE
 //! would, take the kernel command line from it, and start the agent at once.
 //!
 //! What they leave out (DHCP of firmware, TFTP, boot order) is what the rack is for.
@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::Context;
 
 use super::accel::Accel;
+use super::domain::ovmf;
 use super::net;
 use super::process::Process;
 use super::tool;
@@ -95,6 +96,29 @@ impl DirectMachine {
         self.spawn(qemu)
     }
 
+    /// Starts what is installed on its disk, by UEFI firmware that remembers nothing. Unlike those that
+    /// are started otherwise, it may restart.
+    ///
+    /// # Errors
+    /// When the firmware is missing or QEMU does not start.
+    pub fn start_uefi_disk(&mut self) -> anyhow::Result<()> {
+        let (code, vars) = ovmf()?;
+        let own = self.disk.with_extension("vars.fd");
+        std::fs::copy(&vars, &own).with_context(|| format!("copying {}", vars.display()))?;
+        let mut qemu = self.qemu()?;
+        qemu.args(["-machine", "graphics=off", "-m", "1024"])
+            // The last word on `-no-reboot`.
+            .args(["-action", "reboot=reset"])
+            .args(["-set", "device.disk0.bootindex=1", "-drive"])
+            .arg(format!(
+                "if=pflash,format=raw,readonly=on,file={}",
+                code.display()
+            ))
+            .arg("-drive")
+            .arg(format!("if=pflash,format=raw,file={}", own.display()));
+        self.spawn(qemu)
+    }
+
     fn qemu(&self) -> anyhow::Result<Command> {
         let mut qemu = tool::command("qemu-system-x86_64")?;
         let netdev = format!(
@@ -106,7 +130,7 @@ impl DirectMachine {
             "file={},format=raw,if=none,id=d0,cache=unsafe,discard=unmap",
             self.disk.display()
         );
-        let disk = format!("virtio-blk-pci,drive=d0,serial=DISK-{}", self.name);
+        let disk = format!("virtio-blk-pci,id=disk0,drive=d0,serial=DISK-{}", self.name);
         qemu.args([
             "-machine",
             "q35",

@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("libvirtd", "libvirt-daemon-system"),
     ("losetup", "mount"),
+    ("mdir", "mtools"),
     ("nginx", "nginx-light"),
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
