@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anneal_agent::disk::device::{Aligned, BlockDevice, Disk, open_exclusive};
 
-use crate::support::Loop;
+use crate::support::{Loop, eventually};
 
 const MIB: u64 = 1 << 20;
 
@@ -95,7 +95,9 @@ fn direct_io_is_refused_to_several_threads_at_once() {
     let disk = Loop::with_sector("an-agent-race.img", 4 * MIB, 4096);
     let node = PathBuf::from(&disk.node);
     for _ in 0..50 {
-        let device = BlockDevice::new(open_exclusive(&node).unwrap(), &node, 4 * MIB, 512);
+        // The one before is closed, but a process that another test just forked may still hold it.
+        let opened = eventually("the device is free", || open_exclusive(&node).ok());
+        let device = BlockDevice::new(opened, &node, 4 * MIB, 512);
         let together = std::sync::Barrier::new(8);
         std::thread::scope(|scope| {
             for number in 1..9_u64 {
