@@ -96,6 +96,7 @@ async fn called_home(
     check(report)?;
     let token = redeem(shared, secret, peer).await?;
     let mut data = serde_json::to_value(report).map_err(|e| ApiError::internal(&e))?;
+    data["address"] = peer.address.ip().to_string().into();
     if let (Some(data), serde_json::Value::Object(more)) = (data.as_object_mut(), more) {
         data.extend(more);
     }

@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::{CLOUD_INIT, FAMILIES, Family, NETWORKS, case, cases, folder, run};
 
 fn cloud_init(arguments: &[&str]) -> String {
@@ -115,15 +118,22 @@ fn the_pointer_is_fetched_once_over_tls() {
 #[test]
 fn the_seed_argument_is_spelt_for_the_release() {
     let said = |name: &str| {
-        let case = case(Family::of(name), "worker", "dhcp");
-        case.render("common/cloud-init/datasource").unwrap()
+        let case = case(Family::of(name), "worker", "static");
+        let network = case.own("network-config");
+        (
+            case.render("common/cloud-init/datasource").unwrap(),
+            network,
+        )
     };
-    assert!(said("debian").starts_with("ds=nocloud-net;s=http://10.77.0.1:8080/node/v1/config/"));
-    assert!(said("ubuntu").starts_with("ds=nocloud;s=http://10.77.0.1:8080/node/v1/config/"));
-    assert!(
-        said("ubuntu").ends_with('/'),
-        "a seed's URL ends in a slash"
-    );
+    let run = super::RUN;
+    for (name, word) in [("debian", "nocloud-net"), ("ubuntu", "nocloud")] {
+        let (text, network) = said(name);
+        let (seed, given) = text.split_once(" network-config=").unwrap();
+        let url = "https://10.77.0.1:8443/node/v1/config/(redacted)/";
+        assert_eq!(seed, format!("ds={word};i={run};s={url}"));
+        let given = STANDARD.decode(given.trim_end()).unwrap();
+        assert_eq!(String::from_utf8(given).unwrap(), network);
+    }
     assert_eq!(CLOUD_INIT.len(), 4);
 }
 
