@@ -17,7 +17,7 @@ RACK := target/debug/virtual-rack
 SIDE := --workspace --exclude anneal-agent
 
 .PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz bench bench-setup \
-  test-workspace test-agent test-scenarios test-kubernetes power-cuts check-format check-lints check-deny advisories
+  test-workspace test-agent test-scenarios test-kubernetes power-cuts test-coreos-installer check-format check-lints check-deny advisories
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,16 @@ test-scenarios: build netboot image ## only the scenarios
 test-kubernetes: build ## join tokens against a real kube-apiserver, built by Go from its release; needs etcd-server
 	@scripts/kube-apiserver.sh .cache/kube-apiserver
 	ANNEAL_KUBE_APISERVER=$(CURDIR)/.cache/kube-apiserver $(AS_ROOT) cargo test $(SIDE) --test api -- --ignored a_real_api_server
+
+# What coreos-installer is built with, and what takes minutes the first time.
+test-coreos-installer: build netboot ## what coreos-installer leaves on a disk beside what anneal does (installs its headers, builds it)
+	@dpkg -s libssl-dev liblzma-dev libzstd-dev >/dev/null 2>&1 || { \
+	  echo 'installing with apt: libssl-dev, liblzma-dev, libzstd-dev (to build coreos-installer)'; \
+	  $(SUDO) apt-get update -q && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -q -y --no-install-recommends libssl-dev liblzma-dev libzstd-dev; }
+	program=$$(scripts/coreos-installer.sh) && \
+	ANNEAL_COREOS_INSTALLER=$$program $(AS_ROOT) cargo test $(SIDE) --test scenarios -- --ignored coreos_installer
 
 # BENCH='--part serve', --quick and the like; without, docs/performance.md is written.
 BENCH ?=

@@ -3,9 +3,10 @@
 //! Each scenario runs in network, process and mount namespaces of its own
 //! ([`anneal_tests::sim::isolate`]), two at a time. Output is that of the standard harness, so
 //! that what counts tests can count these. `cargo test --workspace --exclude anneal-agent --test scenarios -- NAME`
-//! runs those whose name contains `NAME`; `--list` lists them.
+//! runs those whose name contains `NAME`; `--list` lists them, `--ignored` runs those that are not run otherwise.
 
 mod bench;
+mod coreos_installer;
 mod daemon_killed;
 mod drift;
 mod first_boot;
@@ -42,10 +43,18 @@ fn all() -> Vec<Scenario> {
     .concat()
 }
 
+/// Those that need what takes long to get, and why they run only when they are asked for.
+const ON_REQUEST: &[(Scenario, &str)] = &[
+    (coreos_installer::FROM_DISK, COREOS_INSTALLER),
+    (coreos_installer::BY_URL, COREOS_INSTALLER),
+];
+const COREOS_INSTALLER: &str =
+    "needs coreos-installer, which takes minutes to build: make test-coreos-installer";
+
 fn main() -> ExitCode {
     match isolate::place() {
         Place::Over(code) => code,
-        Place::Inside(work, args) => runner::inside(&all(), &work, &args),
-        Place::Outer(args) => runner::outer(&all(), &args),
+        Place::Inside(work, args) => runner::inside(&all(), ON_REQUEST, &work, &args),
+        Place::Outer(args) => runner::outer(&all(), ON_REQUEST, &args),
     }
 }

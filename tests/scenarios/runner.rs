@@ -29,9 +29,16 @@ const AT_ONCE: usize = 2;
 const SHOWN_LINES: usize = 60;
 
 /// Inside the namespaces: runs the one scenario that was asked for.
-pub fn inside(all: &[Scenario], work: &Path, args: &[OsString]) -> ExitCode {
+pub fn inside(
+    all: &[Scenario],
+    on_request: &[(Scenario, &str)],
+    work: &Path,
+    args: &[OsString],
+) -> ExitCode {
+    let on_request = on_request.iter().map(|(scenario, _)| scenario);
     let Some(scenario) = all
         .iter()
+        .chain(on_request)
         .find(|scenario| args.first().is_some_and(|name| *name == *scenario.name))
     else {
         eprintln!("no such scenario: {args:?}");
@@ -49,25 +56,25 @@ pub fn inside(all: &[Scenario], work: &Path, args: &[OsString]) -> ExitCode {
     }
 }
 
-/// Outside: runs those that match and prints the standard harness's lines.
-pub fn outer(all: &[Scenario], args: &[OsString]) -> ExitCode {
+/// Outside: runs those that match and prints the standard harness's lines. Those on request run with
+/// `--ignored`, and then only those.
+pub fn outer(all: &[Scenario], on_request: &[(Scenario, &str)], args: &[OsString]) -> ExitCode {
     let words: Vec<String> = args
         .iter()
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
     if words.iter().any(|word| word == "--list") {
-        for scenario in all {
+        let on_request = on_request.iter().map(|(scenario, _)| scenario);
+        for scenario in all.iter().chain(on_request) {
             println!("{}: test", scenario.name);
         }
         return ExitCode::SUCCESS;
     }
-    // Options of the standard harness have no meaning here; only names select.
-    let names: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
-    let chosen: VecDeque<Scenario> = all
-        .iter()
-        .copied()
-        .filter(|s| names.is_empty() || names.iter().any(|name| s.name.contains(name.as_str())))
-        .collect();
+    let Chosen {
+        run,
+        ignored,
+        left_out,
+    } = choose(all, on_request, &words);
     let (work, accel) = match prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -75,21 +82,57 @@ pub fn outer(all: &[Scenario], args: &[OsString]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    println!("\nrunning {} tests", chosen.len());
-    let left_out = all.len() - chosen.len();
+    println!("\nrunning {} tests", run.len() + ignored.len());
+    for (scenario, why) in &ignored {
+        println!("test {} ... ignored, {why}", scenario.name);
+    }
     let begin = Instant::now();
-    let verdicts = run_all(&work, accel, chosen);
+    let verdicts = run_all(&work, accel, run);
     let failed = verdicts.iter().filter(|verdict| !**verdict).count();
     println!(
-        "\ntest result: {}. {} passed; {failed} failed; 0 ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
+        "\ntest result: {}. {} passed; {failed} failed; {} ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
         if failed == 0 { "ok" } else { "FAILED" },
         verdicts.len() - failed,
+        ignored.len(),
         begin.elapsed().as_secs_f64()
     );
     if failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Which scenarios are meant.
+struct Chosen<'a> {
+    run: VecDeque<Scenario>,
+    /// They would be, if they were asked for; why they have to be.
+    ignored: Vec<(Scenario, &'a str)>,
+    left_out: usize,
+}
+
+/// Of the standard harness's options only `--ignored` has a meaning here; names select.
+fn choose<'a>(
+    all: &[Scenario],
+    on_request: &[(Scenario, &'a str)],
+    words: &[String],
+) -> Chosen<'a> {
+    let names: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let named =
+        |s: &Scenario| names.is_empty() || names.iter().any(|name| s.name.contains(name.as_str()));
+    let mut run: VecDeque<_> = all.iter().copied().filter(named).collect();
+    let mut ignored: Vec<_> = on_request
+        .iter()
+        .copied()
+        .filter(|(s, _)| named(s))
+        .collect();
+    if words.iter().any(|word| word == "--ignored") {
+        run = ignored.drain(..).map(|(scenario, _)| scenario).collect();
+    }
+    Chosen {
+        left_out: all.len() + on_request.len() - run.len() - ignored.len(),
+        run,
+        ignored,
     }
 }
 
