@@ -21,8 +21,8 @@ pub struct Scenario {
     pub run: fn(&Path) -> anyhow::Result<()>,
 }
 
-/// No scenario takes longer, not even a first boot of a whole system on a busy host.
-const LIMIT: Duration = Duration::from_secs(1200);
+/// No scenario takes longer, not even a whole system that starts twice on a busy host.
+const LIMIT: Duration = Duration::from_secs(2000);
 /// How many run at once: machines are emulated, and each keeps a core busy.
 const AT_ONCE: usize = 2;
 /// How much of a failed scenario's output is shown.

@@ -51,7 +51,13 @@ pub struct Family {
     pub roles: &'static [&'static str],
 }
 
-const CLOUD_INIT: &[&str] = &["user-data", "meta-data", "meta-data-net", "network-config"];
+const CLOUD_INIT: &[&str] = &[
+    "user-data",
+    "meta-data",
+    "meta-data-net",
+    "network-config",
+    "vendor-data",
+];
 
 const SEED: &[&str] = &["user-data", "meta-data", "network-config"];
 const FLATCAR: &[&str] = &["ignition.yaml", "config.ign", "pointer.ign", "grub.cfg"];
