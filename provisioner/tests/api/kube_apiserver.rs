@@ -127,10 +127,9 @@ impl Cluster {
         write("ca.pem", &ca.pem);
         write("server.pem", &certificate);
         write("server-key.pem", &key);
-        write(
-            "accounts.pem",
-            &rcgen::KeyPair::generate().unwrap().serialize_pem(),
-        );
+        let accounts = rcgen::KeyPair::generate().unwrap();
+        write("accounts.pem", &accounts.public_key_pem());
+        write("accounts-key.pem", &accounts.serialize_pem());
         let data = format!("--data-dir={}", dir.path().join("etcd").display());
         let etcd = Path::new("/usr/bin/etcd");
         assert!(etcd.exists(), "etcd is missing (package etcd-server)");
@@ -165,11 +164,13 @@ impl Cluster {
             format!("--service-account-key-file={}", file("accounts.pem")),
             format!(
                 "--service-account-signing-key-file={}",
-                file("accounts.pem")
+                file("accounts-key.pem")
             ),
         ];
         let log = self.dir.path().join("server.log");
-        self.server = Some(Running::start(&self.binary, &arguments, &log));
+        let server = self
+            .server
+            .insert(Running::start(&self.binary, &arguments, &log));
         let start = Instant::now();
         loop {
             let answer = self.admin.get(format!("{SERVER}/readyz")).send().await;
@@ -177,6 +178,7 @@ impl Cluster {
                 return;
             }
             let told = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(server.0.try_wait().unwrap().is_none(), "{}", told());
             assert!(start.elapsed() < Duration::from_secs(180), "{}", told());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -311,6 +313,8 @@ async fn cancel(daemon: &Daemon, run: &str) {
 #[ignore = "needs a kube-apiserver: make test-kubernetes"]
 async fn a_real_api_server_knows_our_tokens_as_long_as_it_should() {
     crate::daemon::own_network();
+    // Whoever is first: another test of this program, or none.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut cluster = Cluster::start(server_binary()).await;
     cluster.allow().await;
     let daemon = daemon(&cluster).await;
