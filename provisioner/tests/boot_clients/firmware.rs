@@ -135,7 +135,7 @@ async fn boots_its_disk(boot: &Boot, machine: Machine) {
     let files = vec![(machine.file, boot_program(machine.file))];
     let mut rack = Rack::start([10, 78, 0, 1].into(), (69, 8080), [10, 78, 0, 11], files).await;
     let serial = Console(boot.dir.join("serial.log"));
-    let dhcp = dnsmasq(machine.file);
+    let dhcp = dnsmasq(machine.file).await;
     let _qemu = qemu(&machine, &serial.0);
 
     let transfer = rack.event_within(kind::TFTP, BOOT).await;
@@ -145,7 +145,7 @@ async fn boots_its_disk(boot: &Boot, machine: Machine) {
     // QEMU's ROM is an iPXE too: what it is told differs by time, not by who asks.
     drop(dhcp);
     let script = format!("http://10.78.0.1:8080/boot/script/{}", MAC.hyphenated());
-    let _dhcp = dnsmasq(&script);
+    let _dhcp = dnsmasq(&script).await;
     let script = rack.event_within(kind::BOOT_SCRIPT, BOOT).await;
     assert_eq!(script.machine.as_deref(), Some(MACHINE));
     assert_eq!(script.data["target"], json!("disk"));
@@ -193,8 +193,8 @@ impl Drop for Running {
     }
 }
 
-/// DHCP that tells everybody to boot `file`.
-fn dnsmasq(file: &str) -> Running {
+/// DHCP that tells everybody to boot `file`, once it serves.
+async fn dnsmasq(file: &str) -> Running {
     let child = Command::new("dnsmasq")
         .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0"])
         .args([
@@ -202,6 +202,8 @@ fn dnsmasq(file: &str) -> Running {
             "--leasefile-ro",
             "--interface=tap0",
             "--bind-interfaces",
+            // None: all dnsmasq of this host would race for one file, and the loser ends.
+            "--pid-file",
         ])
         .args([
             "--dhcp-range=10.78.0.50,10.78.0.60",
@@ -221,7 +223,16 @@ fn dnsmasq(file: &str) -> Running {
         .stdin(Stdio::null())
         .spawn()
         .expect("install the package dnsmasq-base");
-    Running(child)
+    let mut running = Running(child);
+    let deadline = Instant::now() + BOOT;
+    // Port 67, in this namespace.
+    while !std::fs::read_to_string("/proc/net/udp").is_ok_and(|table| table.contains(":0043 ")) {
+        let ended = running.0.try_wait().unwrap();
+        assert!(ended.is_none(), "dnsmasq ended, see above: {ended:?}");
+        assert!(Instant::now() < deadline, "dnsmasq does not listen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    running
 }
 
 fn qemu(machine: &Machine, serial: &Path) -> Running {
