@@ -84,6 +84,7 @@ impl Survey {
     }
 
     /// Looks at the disk: at a sample, and at all of it when the sample says that it can pay.
+    /// `watch` hears of the bytes read in both.
     ///
     /// # Errors
     /// As [`compare`].
@@ -95,12 +96,15 @@ impl Survey {
     ) -> Result<Self, StepFailure> {
         let mut survey = Self::none(manifest);
         let first = sample(manifest);
-        survey.look(disk, manifest, &first, threads, &mut |_| watch(0))?;
+        survey.look(disk, manifest, &first, threads, &mut *watch)?;
+        let read: u64 = first.iter().map(|f| manifest.raw_length(*f) as u64).sum();
         let rest: Vec<usize> = (0..manifest.frames().len())
             .filter(|frame| first.binary_search(frame).is_err())
             .collect();
         if first.is_empty() || first.iter().any(|&frame| survey.same[frame]) {
-            survey.look(disk, manifest, &rest, threads, watch)?;
+            survey.look(disk, manifest, &rest, threads, &mut |bytes| {
+                watch(read + bytes)
+            })?;
         }
         Ok(survey)
     }

@@ -134,7 +134,8 @@ pub fn write_image<D: Disk, S: Supply>(
 ) -> Result<(Written, Option<S>), StepFailure> {
     let plan = WritePlan::new(job.manifest, job.disk.size())
         .map_err(|e| crate::step::fail(FailureCode::DiskTooSmall, e.to_string()))?;
-    let passes = if job.verify == Verify::None { 1 } else { 2 };
+    // Comparing, writing, reading back: a pass over the image each.
+    let passes = 1 + u64::from(job.delta != Delta::Off) + u64::from(job.verify != Verify::None);
     let mut writer = Writer {
         job,
         plan,
@@ -173,13 +174,16 @@ impl<D: Disk> Writer<'_, D> {
             .map_err(|e| failed("drop the cache of", 0, &e))?;
         let total = self.total;
         let watch = &mut self.watch;
-        // How much of it counts is known at its end.
-        let survey = Survey::take(disk, manifest, self.job.workers, &mut |_| watch(0, total))?;
+        let survey = Survey::take(disk, manifest, self.job.workers, &mut |bytes| {
+            watch(bytes, total)
+        })?;
         for &frame in &survey.looked_at {
             self.result.compared.add(manifest.raw_length(frame) as u64);
         }
         let same = survey.same.iter().enumerate().filter(|(_, same)| **same);
-        self.done = same.map(|(f, _)| manifest.raw_length(f) as u64).sum();
+        // The pass is over, also when a sample of the disk was enough.
+        let kept: u64 = same.map(|(f, _)| manifest.raw_length(f) as u64).sum();
+        self.done = manifest.size() + kept;
         self.result.compare_time = begin.elapsed();
         Ok(survey)
     }
@@ -327,7 +331,8 @@ impl<D: Disk> Writer<'_, D> {
             .collect();
         disk.drop_cache()
             .map_err(|e| failed("drop the cache of", 0, &e))?;
-        let (done, total) = (manifest.size(), self.total);
+        // The last pass.
+        let (done, total) = (self.total - manifest.size(), self.total);
         let watch = &mut self.watch;
         let same = compare(
             disk,

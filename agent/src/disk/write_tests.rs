@@ -64,6 +64,37 @@ fn write(
 }
 
 #[test]
+fn comparing_is_progress_too() {
+    let image = image("dddddddd", 512);
+    let size = image.manifest.size();
+    let mut bytes = image.raw.clone();
+    bytes[4 * F] ^= 1;
+    let disk = Memory::of(bytes, 512);
+    let job = Job {
+        manifest: &image.manifest,
+        disk: &disk,
+        delta: Delta::Auto,
+        verify: Verify::Changed,
+        workers: 1,
+        grow: None,
+    };
+    let seen = std::cell::Cell::new((0, 0));
+    write_image(
+        job,
+        |wanted| {
+            assert_eq!(seen.get(), (size, 3 * size), "one pass of three is over");
+            Ok(Canned::new(&image.manifest, &image.data, &wanted, 1))
+        },
+        &mut |done, total| {
+            seen.set((done, total));
+            Ok(())
+        },
+    )
+    .unwrap();
+    assert_eq!(seen.get(), (3 * size, 3 * size));
+}
+
+#[test]
 fn the_disk_is_the_image_and_the_result_says_what_was_done() {
     for shape in ["dd0d00dd", "dd", "d0000d", "dddddddddddddddddddd"] {
         for sector in [512, 4096] {
