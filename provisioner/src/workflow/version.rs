@@ -26,7 +26,8 @@ impl Other {
     /// Compares what a node said with the image that was written to its disk. `None`: they agree,
     /// or one of them says no version.
     ///
-    /// `image_version` names an image and must be the same text. `version` names a release, of
+    /// `image_version` names an image and must be the same text, unless what was installed says the
+    /// release to the letter: then nobody said which image it is. `version` names a release, of
     /// which the image may be one of many (`12` and `12.9`), or which may name its build
     /// (`3.2.1` and `3.2.1-k3s1`): there the parts that both have must be the same.
     #[must_use]
@@ -34,7 +35,7 @@ impl Other {
         let installed = image.os_version.as_deref()?;
         let word = |key: &str| said[key].as_str().filter(|word| !word.is_empty());
         let (runs, same) = match (word("image_version"), word("version")) {
-            (Some(runs), _) => (runs, runs == installed),
+            (Some(runs), release) => (runs, [Some(runs), release].contains(&Some(installed))),
             (None, Some(runs)) => (runs, begins(runs, installed) || begins(installed, runs)),
             (None, None) => return None,
         };
@@ -85,9 +86,19 @@ mod tests {
             ("2.0.1", "2.0", false),
             ("12", "1", false),
         ] {
-            let said = json!({ "image_version": runs, "version": installed });
+            let said = json!({ "image_version": runs, "version": "41" });
             let other = (!same).then(|| runs.to_owned());
             assert_eq!(compare(&said, Some(installed)), other, "{runs} {installed}");
+        }
+    }
+
+    #[test]
+    fn an_image_of_a_release_is_not_another_version() {
+        let said = json!({ "image_version": "20261115-2293", "version": "12" });
+        assert_eq!(compare(&said, Some("12")), None);
+        assert_eq!(compare(&said, Some("20261115-2293")), None);
+        for installed in ["13", "12.9", "20261201-1"] {
+            assert!(compare(&said, Some(installed)).is_some(), "{installed}");
         }
     }
 
