@@ -72,6 +72,9 @@ pub mod kind {
     pub const BOOT_DEVICE: &str = "bmc.boot-device";
     /// A document was fetched by its config URL; `data.document`, `data.address`, `data.again`.
     pub const CONFIG_SERVED: &str = "config.served";
+    /// A document could not be made when it was fetched, and its token is not used up;
+    /// `data.document`, `data.address`, `data.reason`.
+    pub const CONFIG_FAILED: &str = "config.failed";
     /// A text that is on its way to a machine holds a token for joining a cluster;
     /// `data.cluster`, `data.why`, `data.expires_at`.
     pub const JOIN_ISSUED: &str = "join.issued";

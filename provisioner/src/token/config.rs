@@ -134,7 +134,11 @@ impl Configs {
             Err(error) if error.is::<RunOver>() => {
                 return Err(FetchError::Refused(Refused::Revoked, Some(Box::new(token))));
             }
-            rendered => rendered.map_err(FetchError::Render)?,
+            Err(error) => {
+                self.unserved(&token, fetch, &error);
+                return Err(FetchError::Render(error));
+            }
+            Ok(rendered) => rendered,
         };
         let bytes = Bytes::from(rendered.ok_or(FetchError::NoDocument)?);
         let at = now();
@@ -212,9 +216,26 @@ impl Configs {
         }
     }
 
+    /// The token is not used up: loaders ask again.
+    fn unserved(&self, token: &TokenRecord, fetch: Fetch<'_>, error: &anyhow::Error) {
+        let name = document_name(token, fetch);
+        let reason = format!("{error:#}");
+        let message = format!("{} did not get its {name}: {reason}", token.machine);
+        self.recorder.record(
+            Event::new(kind::CONFIG_FAILED, message)
+                .machine(&token.machine)
+                .run(&token.run)
+                .data(serde_json::json!({
+                    "document": name,
+                    "address": fetch.by,
+                    "reason": reason,
+                    "token": token.id,
+                })),
+        );
+    }
+
     fn served(&self, token: &TokenRecord, fetch: Fetch<'_>, again: bool) {
-        let subject = token.subject.as_deref().unwrap_or_default();
-        let name = format!("{subject}{}", fetch.document);
+        let name = document_name(token, fetch);
         let again_text = if again { " again" } else { "" };
         let message = format!("{} fetched its {name}{again_text}", token.machine);
         self.recorder.record(
@@ -230,6 +251,12 @@ impl Configs {
                 })),
         );
     }
+}
+
+/// A document as its template is called.
+fn document_name(token: &TokenRecord, fetch: Fetch<'_>) -> String {
+    let subject = token.subject.as_deref().unwrap_or_default();
+    format!("{subject}{}", fetch.document)
 }
 
 impl<'a> Fetch<'a> {
@@ -250,6 +277,59 @@ mod tests {
 
     use super::super::Mint;
     use super::*;
+
+    /// What an operator sees is the run's events, not the daemon's log.
+    #[tokio::test]
+    async fn a_document_that_cannot_be_made_is_told_and_may_be_fetched_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).await.unwrap();
+        let (recorder, writer) = crate::event::channel(store.clone());
+        let mut events = recorder.watch();
+        let tokens = Tokens::new(store.clone(), recorder.clone());
+        let configs = Configs::new(tokens.clone(), store, recorder);
+        let stop = CancellationToken::new();
+        let writing = tokio::spawn(writer.run(stop.clone()));
+        let mint = Mint {
+            purpose: Purpose::Config,
+            machine: "r1n1",
+            run: "run",
+            ttl: Purpose::Config.default_ttl(),
+            subject: Some("site/"),
+            plain: false,
+        };
+        let secret = tokens.mint(mint).await.unwrap();
+        let fetch = Fetch {
+            purpose: Purpose::Config,
+            secret: &secret,
+            document: "user-data",
+            machine: Some("r1n1"),
+            by: "10.0.0.1",
+            tls: true,
+        };
+        let broken = |_| async { Err(anyhow::anyhow!("no token was made").context("join")) };
+        let failed = configs.fetch(fetch, broken).await;
+        assert!(matches!(failed, Err(FetchError::Render(_))), "{failed:?}");
+        let told = async {
+            loop {
+                let row = events.recv().await.unwrap();
+                if row.event.kind == kind::CONFIG_FAILED {
+                    return row.event.clone();
+                }
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(60), told)
+            .await
+            .expect("nobody is told");
+        assert_eq!(told.run.as_deref(), Some("run"));
+        assert_eq!(
+            told.message,
+            "r1n1 did not get its site/user-data: join: no token was made"
+        );
+        let later = |_| async { Ok(Some("text".to_owned())) };
+        assert_eq!(configs.fetch(fetch, later).await.unwrap(), "text");
+        stop.cancel();
+        writing.await.unwrap().unwrap();
+    }
 
     /// A document may wait for a secret that is made elsewhere; other machines do not.
     #[tokio::test]

@@ -219,7 +219,12 @@ impl Engine {
         let secrets = self.mint(&s, &redacted.wanted(), destination).await?;
         // That takes time: a run that ended meanwhile gets none of them.
         self.active(&token.run).await?;
-        Ok(Some(renderer.render(&template, &context(&secrets))?))
+        let text = renderer.render(&template, &context(&secrets));
+        // What it says may repeat a secret, and is shown to operators.
+        let text = text.map_err(|_| {
+            anyhow::anyhow!("{template} cannot be rendered with its secrets, only without them")
+        })?;
+        Ok(Some(text))
     }
 
     /// A session of the metadata service for its one-use token, as long as asked, but no longer than
