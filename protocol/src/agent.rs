@@ -165,19 +165,20 @@ pub enum AgentAction {
         #[serde(default)]
         gid: u32,
     },
-    /// Edit the kernel arguments of every boot loader entry (Boot Loader Specification, type 1:
-    /// `loader/entries/*.conf`, else `boot/loader/entries/*.conf`) on a file system of the installed disk. Result:
-    /// [`BootArgumentsResult`].
+    /// Edit the kernel arguments that the boot loader of the installed disk gives: of every entry (Boot Loader
+    /// Specification, type 1: `loader/entries/*.conf`, else `boot/loader/entries/*.conf`), or where there are none of
+    /// every `linux` line in `grub/grub.cfg`, else `boot/grub/grub.cfg`. Result: [`BootArgumentsResult`].
     BootArguments {
         /// Which disk the partition must be on.
         disk: DiskSelector,
-        /// The partition that holds `loader/entries`.
-        partition: PartitionRef,
-        /// Arguments that each entry has afterwards. May hold secrets: never logged.
+        /// The partition that holds one of these; when it is not given, the only one that does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        partition: Option<PartitionRef>,
+        /// Arguments that each entry or line has afterwards. May hold secrets: never logged.
         #[serde(default)]
         add: Vec<String>,
-        /// Arguments that no entry has afterwards, as they stand there, or `key=*` for every
-        /// value of a key.
+        /// Arguments that none has afterwards, as they stand there, or `key=*` for every value of
+        /// a key.
         #[serde(default)]
         remove: Vec<String>,
     },
@@ -394,14 +395,14 @@ pub struct WriteFileResult {
     pub sha256: String,
 }
 
-/// Result of `boot-arguments`: names of the entries' files.
+/// Result of `boot-arguments`: names of the files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootArgumentsResult {
     /// Partition they are on, `vda3`.
     pub partition: String,
-    /// Entries that were rewritten.
+    /// Those that were rewritten.
     pub changed: Vec<String>,
-    /// Entries that were right already.
+    /// Those that were right already.
     pub unchanged: Vec<String>,
 }
 

@@ -8,8 +8,8 @@ use std::ops::Range;
 /// Which arguments an entry has, and has not, afterwards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    add: Vec<String>,
-    remove: Vec<String>,
+    pub(super) add: Vec<String>,
+    pub(super) remove: Vec<String>,
 }
 
 impl Change {
@@ -45,7 +45,7 @@ impl Change {
     }
 
     /// What is added stays, whatever a `key=*` says: so a value is replaced.
-    fn removes(&self, argument: &str) -> bool {
+    pub(super) fn removes(&self, argument: &str) -> bool {
         let added = self.add.iter().any(|added| added == argument);
         !added
             && self

@@ -1,6 +1,6 @@
-//! `boot-arguments`: kernel arguments in the boot loader entries of the installed disk.
+//! `boot-arguments`: the kernel arguments that the boot loader of the installed disk gives.
 //!
-//! All entries are read and edited before the first is written; each is replaced whole, with the
+//! All files are read and edited before the first is written; each is replaced whole, with the
 //! owner, mode and extended attributes that it had.
 
 use std::ffi::OsString;
@@ -10,28 +10,67 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 
-use anneal_protocol::agent::{AgentAction, BootArgumentsResult, FailureCode, StepFailure};
+use anneal_protocol::agent::{
+    AgentAction, BootArgumentsResult, FailureCode, PartitionRef, StepFailure,
+};
 use rustix::fs::{Dir, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::bls::Change;
 use super::files::{self, NewFile};
-use super::mount::{Access, INSIDE, mount};
-use super::{Chosen, choose};
+use super::mount::{Access, INSIDE, KINDS, mount};
+use super::{Chosen, choose, grub};
 use crate::cmdline::Options;
 use crate::step::fail;
 
 /// Where entries are: on a file system of the boot loader's own, or in `/boot` of the root file
 /// system (bootc). The first that has any counts.
-const FOLDERS: [&str; 2] = ["loader/entries", "boot/loader/entries"];
-/// No entry that a person or a program wrote is larger.
-const LARGEST: u64 = 64 << 10;
+const ENTRIES: [&str; 2] = ["loader/entries", "boot/loader/entries"];
+/// Where GRUB's own configuration is, if there are no entries: on a file system for `/boot`, or in
+/// `/boot` of the root file system.
+const GRUB: [&str; 2] = ["grub", "boot/grub"];
+const GRUB_FILE: &str = "grub.cfg";
+
+/// How a boot loader is told what it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// By entries of the Boot Loader Specification.
+    Entries,
+    /// By a script of GRUB's.
+    Script,
+}
+
+impl Form {
+    /// No file that a person or a program wrote is larger.
+    fn largest(self) -> u64 {
+        match self {
+            Self::Entries => 64 << 10,
+            Self::Script => 1 << 20,
+        }
+    }
+
+    fn apply(self, change: &Change, text: &str) -> Result<Option<String>, String> {
+        match self {
+            Self::Entries => change.apply(text),
+            Self::Script => grub::apply(change, text),
+        }
+    }
+}
+
+/// What a boot loader reads on a file system.
+#[derive(Debug)]
+struct Loader {
+    form: Form,
+    folder: &'static str,
+    /// Names of the files in it, in order; never empty.
+    files: Vec<String>,
+}
 
 /// Carries out [`AgentAction::BootArguments`].
 ///
 /// # Errors
-/// `BadOrder`, what choosing disk and partition says, or `FileSystem`: when there is no entry, or
-/// one cannot be read or written.
+/// `BadOrder`, what choosing disk and partition says, or `FileSystem`: when a boot loader has
+/// nothing there to edit, or it cannot be read or written.
 pub fn edit(options: &Options, action: &AgentAction) -> Result<BootArgumentsResult, StepFailure> {
     let AgentAction::BootArguments {
         disk,
@@ -43,12 +82,78 @@ pub fn edit(options: &Options, action: &AgentAction) -> Result<BootArgumentsResu
         return Err(fail(FailureCode::Internal, "not a boot-arguments order"));
     };
     let change = Change::new(add, remove).map_err(|text| fail(FailureCode::BadOrder, text))?;
-    edit_on(&choose(options, disk)?, partition, &change)
+    let chosen = choose(options, disk)?;
+    let partition = match partition {
+        Some(partition) => partition.clone(),
+        None => search(&chosen)?,
+    };
+    edit_on(&chosen, &partition, &change)
+}
+
+/// The partition that the boot loader reads: the only one with something to edit. Nothing is
+/// written meanwhile.
+fn search(chosen: &Chosen) -> Result<PartitionRef, StepFailure> {
+    let disk = &chosen.disk.info.name;
+    let contents = chosen.disk.contents.as_ref().map_err(|e| {
+        let text = format!("cannot look for the boot loader's files on {disk}: {e}");
+        fail(FailureCode::FileSystem, text)
+    })?;
+    let mut found = Vec::new();
+    for (number, file_system) in contents.file_systems() {
+        let Some(number) = number.filter(|_| KINDS.contains(&file_system.kind)) else {
+            continue;
+        };
+        let partition = PartitionRef {
+            number: Some(number),
+            ..PartitionRef::default()
+        };
+        let mounted = match mount(chosen, &partition, Access::Read) {
+            // No boot loader's, if the kernel cannot read it.
+            Err(failure) if failure.code == FailureCode::FileSystem => {
+                tracing::warn!(number, why = failure.message, "partition not looked into");
+                continue;
+            }
+            other => other?,
+        };
+        let loader = look(mounted.root()).map_err(|e| {
+            let text = format!("cannot look into {}: {e}", mounted.name);
+            fail(FailureCode::FileSystem, text)
+        })?;
+        if let Some(loader) = loader {
+            found.push((partition, format!("{} ({})", mounted.name, loader.folder)));
+        }
+    }
+    only(disk, found)
+}
+
+/// The one that was found. Pure.
+fn only(disk: &str, mut found: Vec<(PartitionRef, String)>) -> Result<PartitionRef, StepFailure> {
+    if found.len() > 1 {
+        let places: Vec<&str> = found.iter().map(|(_, place)| place.as_str()).collect();
+        let text = format!(
+            "{disk} has boot loader files on several partitions: {}; name the one that counts as `partition`",
+            places.join(", ")
+        );
+        return Err(fail(FailureCode::Partition, text));
+    }
+    let Some((partition, _)) = found.pop() else {
+        return Err(fail(FailureCode::FileSystem, nothing(disk)));
+    };
+    Ok(partition)
+}
+
+/// What to say of a place where nothing can be edited.
+fn nothing(place: &str) -> String {
+    format!(
+        "{place} has no boot loader entries ({}, *.conf) and no {GRUB_FILE} ({}): give the partition that the boot loader reads, or put the arguments where this system has them",
+        ENTRIES.join(" or "),
+        GRUB.join(" or ")
+    )
 }
 
 fn edit_on(
     chosen: &Chosen,
-    partition: &anneal_protocol::agent::PartitionRef,
+    partition: &PartitionRef,
     change: &Change,
 ) -> Result<BootArgumentsResult, StepFailure> {
     let mounted = mount(chosen, partition, Access::Write)?;
@@ -57,28 +162,17 @@ fn edit_on(
         let text = format!("cannot {what} on {name}: {e}");
         fail(FailureCode::FileSystem, text)
     };
-    let mut found = None;
-    for folder in FOLDERS {
-        let names =
-            names(mounted.root(), folder).map_err(|e| failed(&format!("list {folder}"), &e))?;
-        if !names.is_empty() {
-            found = Some((folder, names));
-            break;
-        }
-    }
-    let Some((folder, entries)) = found else {
-        let text = format!(
-            "{name} has no boot loader entries ({}, *.conf): give the partition that the boot loader reads, or put the arguments where this system has them",
-            FOLDERS.join(" or ")
-        );
-        return Err(fail(FailureCode::FileSystem, text));
+    let loader = look(mounted.root()).map_err(|e| failed("look for boot loader entries", &e))?;
+    let Some(loader) = loader else {
+        return Err(fail(FailureCode::FileSystem, nothing(&name)));
     };
+    let folder = loader.folder;
     let (mut new, mut unchanged) = (Vec::new(), Vec::new());
-    for entry in entries {
-        let edited = read(mounted.root(), folder, &entry, change);
-        match edited.map_err(|e| failed(&format!("read {folder}/{entry}"), &e))? {
-            Some(file) => new.push(file),
-            None => unchanged.push(entry),
+    for file in &loader.files {
+        let edited = read(mounted.root(), &loader, file, change);
+        match edited.map_err(|e| failed(&format!("edit {folder}/{file}"), &e))? {
+            Some(edited) => new.push(edited),
+            None => unchanged.push(file.clone()),
         }
     }
     let mut changed = Vec::new();
@@ -93,6 +187,7 @@ fn edit_on(
         .map_err(|e| failed("flush what was written", &e))?;
     tracing::info!(
         partition = name,
+        folder,
         changed = changed.len(),
         unchanged = unchanged.len(),
         "kernel arguments edited"
@@ -102,6 +197,37 @@ fn edit_on(
         changed,
         unchanged,
     })
+}
+
+/// What a boot loader reads on this file system, if it does.
+fn look(root: &OwnedFd) -> io::Result<Option<Loader>> {
+    for folder in ENTRIES {
+        let files = names(root, folder)?;
+        if !files.is_empty() {
+            return Ok(Some(Loader {
+                form: Form::Entries,
+                folder,
+                files,
+            }));
+        }
+    }
+    for folder in GRUB {
+        // Whatever it is: a link is refused when it is read.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let path = format!("{folder}/{GRUB_FILE}");
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), INSIDE) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            other => {
+                other?;
+                return Ok(Some(Loader {
+                    form: Form::Script,
+                    folder,
+                    files: vec![GRUB_FILE.to_owned()],
+                }));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The names of the entries, in order; none when there is no folder for them.
@@ -124,31 +250,36 @@ fn names(root: &OwnedFd, folder: &str) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The entry as it shall be; none when it is right already.
-fn read(root: &OwnedFd, folder: &str, name: &str, change: &Change) -> io::Result<Option<NewFile>> {
-    let path: Vec<String> = folder.split('/').chain([name]).map(str::to_owned).collect();
+/// The file as it shall be; none when it is right already.
+fn read(
+    root: &OwnedFd,
+    loader: &Loader,
+    name: &str,
+    change: &Change,
+) -> io::Result<Option<NewFile>> {
+    let parents = loader.folder.split('/');
+    let path: Vec<String> = parents.chain([name]).map(str::to_owned).collect();
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat2(root, path.join("/"), flags, Mode::empty(), INSIDE)?;
     let file = File::from(file);
     let known = file.metadata()?;
-    let odd = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
-    if !known.is_file() || known.len() > LARGEST {
-        return odd("it is not a file of at most 64 KiB");
+    let odd = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let largest = loader.form.largest();
+    if !known.is_file() || known.len() > largest {
+        let why = format!("it is not a file of at most {} KiB", largest >> 10);
+        return Err(odd(why));
     }
     let mut text = String::new();
     // Bounded also for a file that says a wrong length.
-    (&file).take(LARGEST).read_to_string(&mut text)?;
-    let edited = change
-        .apply(&text)
-        .map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
-    let Some(edited) = edited else {
+    (&file).take(largest).read_to_string(&mut text)?;
+    let Some(edited) = loader.form.apply(change, &text).map_err(odd)? else {
         return Ok(None);
     };
     Ok(Some(NewFile {
         path,
         contents: edited.into_bytes(),
         mode: Mode::from_raw_mode(known.mode() & 0o7777),
-        // There is nothing to make: the entry is there.
+        // There is nothing to make: the file is there.
         directory_mode: Mode::empty(),
         owner: (Uid::from_raw(known.uid()), Gid::from_raw(known.gid())),
         attributes: attributes(&file)?,
@@ -178,91 +309,5 @@ fn attributes(file: &File) -> io::Result<Vec<(OsString, Vec<u8>)>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::loops::{FILE_SYSTEMS, Loop, known, labelled, script};
-    use super::*;
-
-    fn change(add: &str, remove: &str) -> Change {
-        Change::new(&[add.to_owned()], &[remove.to_owned()]).unwrap()
-    }
-
-    /// As ostree has it: `loader` is a link to the folder in use.
-    const PLANT: &str =
-        "mount \"$1\" /mnt; cd /mnt; mkdir -p loader.0/entries; ln -s loader.0 loader
-        printf 'title a\\noptions quiet rw\\nlinux /v\\n' >loader/entries/a+3.conf
-        printf 'title b\\noptions rw x=1\\n' >loader/entries/b.conf
-        printf 'options rw' >loader/entries/readme.txt
-        chmod 600 loader/entries/a+3.conf; chown 12:34 loader/entries/a+3.conf
-        setfattr -n security.selinux -v boot_t loader/entries/a+3.conf";
-
-    #[test]
-    fn edits_the_entries_of_a_real_file_system_once() {
-        for (kind, mib, package, mkfs) in &FILE_SYSTEMS[1..] {
-            let disk = Loop::new(&format!("anneal-bls-{kind}"), *mib, package, mkfs);
-            let node = disk.partition();
-            script(&node, PLANT);
-            let edit = || edit_on(&disk.chosen(), &labelled("L"), &change("x=1", "quiet"));
-            let first = edit().unwrap();
-            assert_eq!(first.changed, ["a+3.conf"], "{kind}");
-            assert_eq!(first.unchanged, ["b.conf"]);
-            let again = edit().unwrap();
-            assert_eq!((again.changed.len(), again.unchanged.len()), (0, 2));
-            let seen = script(
-                &node,
-                "mount -o ro \"$1\" /mnt; cd /mnt/loader/entries; cat *; ls; stat -c %a:%u:%g a*; getfattr --only-values -n security.selinux a*",
-            );
-            let expected = "title a\noptions rw x=1\nlinux /v\ntitle b\noptions rw x=1\noptions rwa+3.conf\nb.conf\nreadme.txt\n600:12:34\nboot_t";
-            assert_eq!(seen, expected, "{kind}");
-        }
-    }
-
-    /// systemd-boot's entries are on vfat, which has no links, owners or attributes.
-    #[test]
-    fn edits_the_entries_of_vfat_once() {
-        for (kind, mib, package, mkfs) in known().filter(|(kind, ..)| *kind == "vfat") {
-            let disk = Loop::new("anneal-bls-vfat", mib, package, mkfs);
-            let node = disk.partition();
-            script(
-                &node,
-                "mount \"$1\" /mnt; mkdir -p /mnt/loader/entries; cd /mnt/loader/entries
-                printf 'title a\\noptions quiet rw\\n' >a+3.conf; printf 'options x=1\\n' >b.conf",
-            );
-            let edit = || edit_on(&disk.chosen(), &labelled("L"), &change("x=1", "quiet"));
-            let first = edit().unwrap();
-            assert_eq!(
-                (first.changed, first.unchanged.len()),
-                (vec!["a+3.conf".into()], 1)
-            );
-            assert_eq!(edit().unwrap().changed.len(), 0, "{kind}");
-            let seen = script(
-                &node,
-                "mount -o ro \"$1\" /mnt; cd /mnt/loader/entries; cat *; ls; cd /; umount /mnt; fsck.vfat -n \"$1\" >&2",
-            );
-            let expected = "title a\noptions rw x=1\noptions x=1\na+3.conf\nb.conf";
-            assert_eq!(seen, expected);
-        }
-    }
-
-    #[test]
-    fn refuses_a_partition_without_entries() {
-        let (_, mib, package, mkfs) = FILE_SYSTEMS[1];
-        let disk = Loop::new("anneal-bls-none", mib, package, mkfs);
-        let failure = edit_on(&disk.chosen(), &labelled("L"), &change("a", "b")).unwrap_err();
-        assert_eq!(failure.code, FailureCode::FileSystem);
-        assert!(
-            failure.message.contains("has no boot loader entries"),
-            "{failure:?}"
-        );
-        script(
-            &disk.partition(),
-            "mount \"$1\" /mnt; mkdir -p /mnt/loader/entries; echo options c b >/mnt/loader/entries/x.conf",
-        );
-        let done = edit_on(&disk.chosen(), &labelled("L"), &change("a", "b")).unwrap();
-        assert_eq!(done.changed, ["x.conf"]);
-        let seen = script(
-            &disk.partition(),
-            "mount \"$1\" /mnt; cat /mnt/loader/entries/*",
-        );
-        assert_eq!(seen, "options c a");
-    }
-}
+#[path = "boot_arguments_tests.rs"]
+mod tests;

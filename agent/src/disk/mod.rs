@@ -10,6 +10,7 @@ pub mod device;
 pub mod files;
 pub mod gpt;
 pub mod grow;
+mod grub;
 #[cfg(test)]
 mod loops;
 mod mount;

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anneal_protocol::agent::{FailureCode, PartitionRef, StepFailure};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -26,6 +27,13 @@ use crate::step::{fail, fail_for_now};
 pub(super) const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
+
+/// File systems that the agent mounts.
+pub(super) const KINDS: [&str; 4] = ["vfat", "ext4", "xfs", "btrfs"];
+
+/// A program that is being started holds what this one had open until it has become that program: so long an
+/// earlier mount, for reading only, may still be there.
+const LINGERS: Duration = Duration::from_secs(2);
 
 /// What a mount is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +95,7 @@ pub(super) fn mount(
         return Err(fail(FailureCode::DiskRefused, text));
     }
     let kind = match partition.file_system.as_ref().map(|f| f.kind) {
-        Some(kind @ ("vfat" | "ext4" | "xfs" | "btrfs")) => kind,
+        Some(kind) if KINDS.contains(&kind) => kind,
         Some(other) => {
             let text = format!("{name} holds {other}, which the agent does not mount");
             return Err(fail(FailureCode::FileSystem, text));
@@ -115,14 +123,20 @@ fn refused(kind: &str, name: &str, error: Errno) -> StepFailure {
 }
 
 fn attach(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd> {
-    match attach_once(kind, node, access) {
-        // Btrfs knows devices by their file system's UUID, which images have in common: it
-        // remembers that of another disk, or of an earlier write, as the newer one.
-        Err(Errno::EXIST) if kind == "btrfs" => {
-            forget_btrfs()?;
-            attach_once(kind, node, access)
+    let begin = Instant::now();
+    loop {
+        match attach_once(kind, node, access) {
+            // Btrfs knows devices by their file system's UUID, which images have in common: it
+            // remembers that of another disk, or of an earlier write, as the newer one.
+            Err(Errno::EXIST) if kind == "btrfs" => {
+                forget_btrfs()?;
+                return attach_once(kind, node, access);
+            }
+            Err(Errno::BUSY) if begin.elapsed() < LINGERS => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
         }
-        other => other,
     }
 }
 

@@ -136,7 +136,7 @@ fn install(image: AgentAction) -> Vec<AgentAction> {
     };
     let arguments = |part: usize| AgentAction::BootArguments {
         disk: by_serial("ROOT-1"),
-        partition: label(PARTS[part].0),
+        partition: Some(label(PARTS[part].0)),
         add: vec!["console=ttyS0".into()],
         remove: vec!["quiet".into()],
     };

@@ -28,7 +28,7 @@ pub enum Action {
     AuditDisk,
     /// Put a file onto the installed disk.
     WriteFile,
-    /// Edit the kernel arguments of the installed boot loader entries.
+    /// Edit the kernel arguments that the installed boot loader gives.
     BootArguments,
     /// Start an installed kernel without firmware.
     Kexec,
@@ -240,7 +240,7 @@ pub static ACTIONS: &[Spec] = &[
         runs_on: RunsOn::Agent,
         destructive: true,
         params: &[
-            required("partition", Kind::Partition),
+            optional("partition", Kind::Partition),
             optional("add", Kind::Texts),
             optional("remove", Kind::Texts),
             DISK,

@@ -170,7 +170,7 @@ pub fn typed(
         }),
         Action::BootArguments => agent(AgentAction::BootArguments {
             disk: read.disk()?,
-            partition: read.partition()?,
+            partition: read.optional_partition()?,
             add: read.texts("add")?,
             remove: read.texts("remove")?,
         }),
@@ -325,6 +325,11 @@ impl Params<'_> {
         let value = self.params.get("partition").cloned().unwrap_or_default();
         serde_json::from_value(value)
             .map_err(|e| self.error("partition", format!("expected {}: {e}", partition_keys())))
+    }
+
+    fn optional_partition(&self) -> Result<Option<PartitionRef>, InputError> {
+        let given = self.params.contains_key("partition");
+        given.then(|| self.partition()).transpose()
     }
 
     /// A list of texts; none when it is not given.
