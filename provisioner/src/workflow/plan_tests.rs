@@ -454,6 +454,12 @@ fn partitions_and_kernel_arguments_reach_the_agent_as_written() {
     );
     assert_eq!(shown["add"], serde_json::json!(["host=r1n1", "1"]));
     assert_eq!(shown["remove"], serde_json::json!(["quiet"]));
+    // The agent looks for it.
+    let Inputs::Agent(action) = typed("{ add: [quiet] }").unwrap() else {
+        panic!("an agent step");
+    };
+    let shown = serde_json::to_value(&action).unwrap();
+    assert!(shown.get("partition").is_none(), "{shown}");
     for (with, told) in [
         (
             "{ partition: { number: 1 }, add: quiet }",

@@ -134,7 +134,7 @@ fn the_seed_argument_is_spelt_for_the_release() {
         let given = STANDARD.decode(given.trim_end()).unwrap();
         assert_eq!(String::from_utf8(given).unwrap(), network);
     }
-    assert_eq!(CLOUD_INIT.len(), 5);
+    assert_eq!(CLOUD_INIT.len(), 6);
 }
 
 #[test]

@@ -57,6 +57,7 @@ const CLOUD_INIT: &[&str] = &[
     "meta-data-net",
     "network-config",
     "vendor-data",
+    "grub-default.cfg",
 ];
 
 const SEED: &[&str] = &["user-data", "meta-data", "network-config"];
@@ -162,9 +163,6 @@ pub fn case(family: &'static Family, role: &str, network: &str) -> Case {
 fn adapt(family: &str, machine: &mut Machine) {
     let config = &mut machine.config;
     config.cluster = machine.role.as_ref().map(|_| "prod".to_owned());
-    if ["debian", "ubuntu", "talos"].contains(&family) {
-        config.kernel_args.clear();
-    }
     if ["bottlerocket", "talos"].contains(&family) {
         config.files.clear();
     }
@@ -181,6 +179,7 @@ fn adapt(family: &str, machine: &mut Machine) {
             labels.insert("rauc/boot-entries".to_owned(), "ESP".to_owned());
         }
         "talos" => {
+            config.kernel_args.clear();
             config.ssh_keys.clear();
             labels.insert("kubernetes/version".to_owned(), "v1.34.1".to_owned());
         }

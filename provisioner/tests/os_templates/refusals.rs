@@ -7,12 +7,14 @@ fn refusal(case: &Case, template: &str) -> String {
 }
 
 #[test]
-fn kernel_arguments_that_only_the_image_can_have() {
+fn kernel_arguments_that_grub_would_change() {
     for family in ["debian", "ubuntu"] {
-        let mut case = case(Family::of(family), "", "dhcp");
-        case.machine.config.kernel_args = vec!["quiet".to_owned()];
-        let told = refusal(&case, &format!("{family}/user-data"));
-        assert!(told.contains("machine r1n1: `kernel_args`"), "{told}");
+        for argument in ["a=\"b\"", "a='b'", "a\\b"] {
+            let mut case = case(Family::of(family), "worker", "dhcp");
+            case.machine.config.kernel_args = vec!["quiet".to_owned(), argument.to_owned()];
+            let told = refusal(&case, &format!("{family}/grub-default.cfg"));
+            assert!(told.contains("machine r1n1: `kernel_args`: GRUB"), "{told}");
+        }
     }
 }
 

@@ -158,3 +158,33 @@ fn grub_reads_what_is_written_for_it() {
         assert_eq!(case.own(template).trim_end(), expected);
     }
 }
+
+/// As `grub-mkconfig` does it: the shell reads the file, and GRUB the line that is made of it.
+#[test]
+fn arguments_are_in_what_update_grub_makes() {
+    const MAKE: &str = "GRUB_CMDLINE_LINUX=console=tty0 GRUB_CMDLINE_LINUX_DEFAULT=console=tty1
+        cd \"$1\"; . ./ours.cfg
+        cat >grub.cfg <<END
+linux /v ro ${GRUB_CMDLINE_LINUX} ${GRUB_CMDLINE_LINUX_DEFAULT}
+linux /v ro single ${GRUB_CMDLINE_LINUX}
+END
+";
+    for family in ["debian", "ubuntu"] {
+        let mut case = case(Family::of(family), "worker", "static");
+        case.machine.config.kernel_args = vec!["quiet".to_owned(), "a=$x;b`c".to_owned()];
+        let dir = folder(&[("ours.cfg", &case.own("grub-default.cfg"))]);
+        let mut shell = Command::new("dash");
+        shell.args(["-euc", MAKE, "dash"]).arg(dir.path());
+        let output = run("dash", &mut shell);
+        assert!(output.status.success(), "{output:?}");
+        let made = std::fs::read_to_string(dir.path().join("grub.cfg")).unwrap();
+        let all = "console=tty0 console=tty1 'quiet' 'a=$x;b`c'";
+        assert_eq!(
+            made,
+            format!("linux /v ro {all} \nlinux /v ro single {all}\n")
+        );
+        let mut check = Command::new("grub-script-check");
+        let output = run("grub-common", check.arg(dir.path().join("grub.cfg")));
+        assert!(output.status.success(), "{output:?}: {made}");
+    }
+}

@@ -3,7 +3,7 @@
 use provisioner::workflow::inputs;
 use provisioner::workflow::plan::{self, Workflow};
 
-use super::{Case, FAMILIES, cases, renderer};
+use super::{Case, FAMILIES, Family, case, cases, renderer};
 
 fn shipped() -> Vec<Workflow> {
     let mut files: Vec<_> = std::fs::read_dir("../workflows")
@@ -66,6 +66,26 @@ fn every_workflow_can_be_planned_for_its_systems() {
             .iter()
             .any(|w| w.os.iter().any(|os| os == family.name));
         assert!(served, "no workflow for {}", family.name);
+    }
+}
+
+/// Whoever wants no kernel arguments has the plan that there was without them.
+#[test]
+fn kernel_arguments_are_steps_of_their_own() {
+    let steps = [
+        ("install-image", 1),
+        ("install-cloud-image", 2),
+        ("install-cloud-image-url", 2),
+    ];
+    let workflows = shipped();
+    for (name, more) in steps {
+        let workflow = workflows.iter().find(|w| w.name == name).unwrap();
+        for family in ["debian", "ubuntu"] {
+            let mut case = case(Family::of(family), "worker", "static");
+            let with = planned(workflow, &case);
+            case.machine.config.kernel_args.clear();
+            assert_eq!(with, planned(workflow, &case) + more, "{name} {family}");
+        }
     }
 }
 

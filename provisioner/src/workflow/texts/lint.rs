@@ -50,7 +50,7 @@ pub(crate) fn lint(machine: &Machine, texts: &[Text]) -> (Vec<String>, Vec<Strin
     }
     let mut errors = kernel_arguments(machine, &arguments);
     errors.extend(reservations(&files));
-    let mut warnings = Vec::new();
+    let mut warnings = unused(machine, &files, &arguments);
     for part in &files {
         if let Some(what) = cluster_layer(part) {
             warnings.push(format!(
@@ -134,6 +134,34 @@ fn kernel_arguments(machine: &Machine, lists: &[Arguments]) -> Vec<String> {
     errors.sort();
     errors.dedup();
     errors
+}
+
+/// Arguments of the inventory that are in nothing that the machine gets: its workflow forgot them.
+fn unused(machine: &Machine, files: &[Part], lists: &[Arguments]) -> Vec<String> {
+    // A workflow that installs nothing.
+    if files.is_empty() && lists.is_empty() {
+        return Vec::new();
+    }
+    let texts = || {
+        let files = files.iter().map(|part| &part.text);
+        files.chain(lists.iter().flat_map(|arguments| &arguments.list))
+    };
+    let said = |words: &str| texts().any(|text| text.contains(words));
+    let forgotten = machine.config.kernel_args.iter().filter(|argument| {
+        // Name and value may stand apart from each other.
+        let (name, value) = named(argument);
+        !said(name) || !said(value)
+    });
+    forgotten
+        .map(|argument| {
+            format!(
+                "kernel argument `{}` of machine {} is in nothing that this workflow writes: the \
+                 installed system will not have it",
+                named(argument).0,
+                machine.name
+            )
+        })
+        .collect()
 }
 
 /// Reservations that are said in two files: the kubelet takes its flag, and the file lies.

@@ -60,7 +60,28 @@ pub(super) fn split(text: &Text) -> (Vec<Part>, Vec<Arguments>) {
         }
     }
     parts.push(whole);
+    arguments.extend(parts.iter().filter_map(grub_defaults));
     (parts, arguments)
+}
+
+/// The arguments in a file that GRUB's tools read when they make its configuration.
+fn grub_defaults(part: &Part) -> Option<Arguments> {
+    if part.path != "/etc/default/grub" && !part.path.starts_with("/etc/default/grub.d/") {
+        return None;
+    }
+    let values = part.text.lines().filter_map(|line| {
+        let (name, value) = line.trim().split_once('=')?;
+        name.starts_with("GRUB_CMDLINE_LINUX").then_some(value)
+    });
+    // Without the quotes of the shell and of GRUB, and without what was there before.
+    let words = values
+        .flat_map(str::split_whitespace)
+        .map(|word| word.replace(['"', '\'', '\\'], ""))
+        .filter(|word| !word.is_empty() && !word.starts_with('$'));
+    Some(Arguments {
+        place: part.place.clone(),
+        list: words.collect(),
+    })
 }
 
 /// An Ignition document, if a text is one.

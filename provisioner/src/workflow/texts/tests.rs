@@ -76,7 +76,7 @@ fn what_belongs_to_the_cluster_is_warned_about() {
         "/user-data",
         "#cloud-config\nhostname: r1n1\n# kubectl apply is not for us\n",
     );
-    assert_eq!(linted(&[harmless]), (vec![], vec![]));
+    assert_eq!(lint(&machine(), &[harmless]), (vec![], vec![]));
 }
 
 #[test]
@@ -106,6 +106,53 @@ fn a_kernel_argument_has_one_place() {
         "machine:\n  install:\n    extraKernelArgs: [ mitigations=off ]\n",
     );
     assert_eq!(linted(&[talos]).0.len(), 1);
+}
+
+#[test]
+fn what_grubs_tools_read_is_a_place_too() {
+    let file = |path: &str, value: &str| {
+        text(
+            path,
+            &format!("# read by update-grub\nGRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX {value}\"\n"),
+        )
+    };
+    let ours = file(
+        "/etc/default/grub.d/99-anneal.cfg",
+        "'mitigations=auto' 'console=ttyS0'",
+    );
+    assert_eq!(linted(&[ours]), (vec![], vec![]));
+    let other = file("/etc/default/grub", "mitigations=off");
+    assert_eq!(
+        linted(&[other]).0,
+        [
+            "step 2 `config` /etc/default/grub: kernel argument `mitigations` is set here and, otherwise, in the `kernel_args` of machine r1n1: leave it in one place"
+        ]
+    );
+    let inside = "#cloud-config\nwrite_files:\n  - path: /etc/default/grub.d/site.cfg\n    content: GRUB_CMDLINE_LINUX=mitigations=off\n";
+    assert_eq!(linted(&[text("/user-data", inside)]).0.len(), 1);
+    assert_eq!(
+        linted(&[file("/etc/motd", "mitigations=off")]).0,
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn a_kernel_argument_that_goes_nowhere_is_warned_about() {
+    let cmdline = |list: &str| text(CMDLINE, list);
+    let warnings = |texts: &[Text]| linted(texts).1;
+    let both = cmdline("mitigations=auto console=ttyS0");
+    assert_eq!(warnings(&[both]), Vec::<String>::new());
+    // Name and value apart, as in TOML.
+    let apart = text("/a", "mitigations = [\"auto\"]\nconsole = [\"ttyS0\"]\n");
+    assert_eq!(warnings(&[apart]), Vec::<String>::new());
+    assert_eq!(
+        warnings(&[cmdline("mitigations=auto"), text("/motd", "ttyS0")]),
+        [
+            "kernel argument `console` of machine r1n1 is in nothing that this workflow writes: the installed system will not have it"
+        ]
+    );
+    // Whoever wipes a disk installs nothing.
+    assert_eq!(warnings(&[]), Vec::<String>::new());
 }
 
 #[test]
