@@ -1,13 +1,13 @@
 #!/bin/bash
 # Makes of the Debian image one that lets cloud-init fetch its seed: seed.sh DEBIAN.raw OUT.raw
 #
-# As a site would build it: cloud-init's stage that has a network is not masked, and GRUB adds what
-# /grub/arguments.cfg of its partition sets. What is per machine is written by the workflow. Needs no root.
+# As a site would build it: cloud-init's stage that has a network is not masked. What is per machine is written by
+# the workflow. Needs no root.
 set -euo pipefail
 base=${1:?usage: seed.sh DEBIAN.raw OUT.raw}
 out=${2:?usage: seed.sh DEBIAN.raw OUT.raw}
 export PATH=$PATH:/usr/sbin:/sbin
-for tool in mcopy:mtools unsquashfs:squashfs-tools debugfs:e2fsprogs sfdisk:fdisk; do
+for tool in unsquashfs:squashfs-tools debugfs:e2fsprogs sfdisk:fdisk; do
 	command -v "${tool%%:*}" >/dev/null || { echo "seed.sh: package needed: ${tool#*:}" >&2; exit 1; }
 done
 work=$(mktemp -d "$(dirname "$out")/.seed.XXXXXX")
@@ -18,15 +18,6 @@ begin() {
 }
 
 cp --sparse=always "$base" "$work/out.raw"
-esp=$(begin ESP)
-# On a busy host the timer of an emulated machine is late: Linux would panic.
-mtype -i "$work/out.raw@@$esp" ::grub/grub.cfg |
-	sed 's|^linux .*|source /grub/arguments.cfg\n& no_timer_check $arguments|' >"$work/grub.cfg"
-grep -q ' $arguments$' "$work/grub.cfg"
-mcopy -o -i "$work/out.raw@@$esp" "$work/grub.cfg" ::grub/grub.cfg
-: >"$work/arguments.cfg"
-mcopy -i "$work/out.raw@@$esp" "$work/arguments.cfg" ::grub/arguments.cfg
-
 # The mask is a link in the read-only root; a file in the layer over it is seen instead.
 unit=cloud-init.service
 unsquashfs -o "$(begin ROOT)" -cat "$base" "usr/lib/systemd/system/$unit" >"$work/$unit"
