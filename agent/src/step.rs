@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::boot::{self, Departure};
 use crate::client::{CallError, Client};
 use crate::cmdline::Options;
-use crate::disk::{audit, boot_arguments, files, stream, wipe};
+use crate::disk::{audit, boot_arguments, files, stream, talos_meta, wipe};
 use crate::{evidence, inventory, report};
 
 /// What every step may use.
@@ -140,6 +140,9 @@ async fn run(context: &Context, action: &AgentAction, cancel: &CancellationToken
         }
         AgentAction::BootArguments { .. } => {
             succeeded(blocking(move || boot_arguments::edit(&options, &action)).await?)
+        }
+        AgentAction::WriteTalosMeta { .. } => {
+            succeeded(blocking(move || talos_meta::write(&options, &action)).await?)
         }
         AgentAction::Kexec { .. } => {
             boot::allowed(&options)?;

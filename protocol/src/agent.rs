@@ -182,6 +182,14 @@ pub enum AgentAction {
         #[serde(default)]
         remove: Vec<String>,
     },
+    /// Set keys of the partition `META` of an installed Talos; the others stay. Result:
+    /// [`TalosMetaResult`].
+    WriteTalosMeta {
+        /// Which disk the partition must be on.
+        disk: DiskSelector,
+        /// The keys, each once.
+        values: Vec<MetaValue>,
+    },
     /// Start a kernel found on the installed disk, without firmware. Success is the next boot.
     Kexec {
         /// Which disk.
@@ -239,6 +247,16 @@ pub struct PartitionRef {
     /// Number, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u32>,
+}
+
+/// A key of Talos' META partition, and what it holds afterwards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetaValue {
+    /// From 1: 0 is the end of a record.
+    pub key: u8,
+    /// The bytes, base64. May hold secrets: never logged.
+    pub contents_base64: String,
 }
 
 /// Body of `report`.
@@ -404,6 +422,19 @@ pub struct BootArgumentsResult {
     pub changed: Vec<String>,
     /// Those that were right already.
     pub unchanged: Vec<String>,
+}
+
+/// Result of `write-talos-meta`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TalosMetaResult {
+    /// Partition written to, `vda4`.
+    pub partition: String,
+    /// Keys that were set, ascending.
+    pub set: Vec<u8>,
+    /// Tags that were there before and stay as they were, ascending.
+    pub kept: Vec<u32>,
+    /// Neither copy of the record was valid: this one is the first.
+    pub fresh: bool,
 }
 
 /// Result of `collect-evidence`: what can be known before the disk is touched again.

@@ -75,6 +75,11 @@ pub struct Loop {
 impl Loop {
     /// A disk with a GPT and one partition, named `root`, that `mkfs FILE` was run on.
     pub fn new(name: &str, mib: u64, package: &str, mkfs: &str) -> Self {
+        Self::named(name, "root", mib, package, mkfs)
+    }
+
+    /// With another name of the partition.
+    pub fn named(name: &str, partition: &str, mib: u64, package: &str, mkfs: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let part = dir.path().join("part");
         std::fs::File::create(&part)
@@ -82,7 +87,7 @@ impl Loop {
             .set_len(mib << 20)
             .unwrap();
         tool(package, &mkfs.replace("FILE", &part.display().to_string()));
-        Self::of(name, dir, &part)
+        Self::of(name, partition, dir, &part)
     }
 
     /// Another disk with the same bytes.
@@ -94,10 +99,10 @@ impl Loop {
             "coreutils",
             &format!("dd if={from} of={to} bs=1M skip=1 conv=sparse status=none"),
         );
-        Self::of(name, dir, &part)
+        Self::of(name, "root", dir, &part)
     }
 
-    fn of(name: &str, dir: tempfile::TempDir, part: &Path) -> Self {
+    fn of(name: &str, partition: &str, dir: tempfile::TempDir, part: &Path) -> Self {
         let serial = format!("{name}.img");
         let file = dir.path().join(&serial);
         let bytes = std::fs::metadata(part).unwrap().len() >> 20 << 20;
@@ -113,7 +118,7 @@ impl Loop {
         let sectors = bytes / 512;
         tool(
             "gdisk",
-            &format!("sgdisk -n 1:2048:+{sectors} -t 1:8300 -c 1:root {to}"),
+            &format!("sgdisk -n 1:2048:+{sectors} -t 1:8300 -c 1:{partition} {to}"),
         );
         std::fs::remove_file(part).unwrap();
         let node = tool("mount", &format!("losetup --show -fP {to}"));

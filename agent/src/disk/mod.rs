@@ -1,5 +1,6 @@
 //! Disks: finding them, choosing one, and everything that is done to it.
 
+pub mod adv;
 pub mod audit;
 pub mod bls;
 pub mod body;
@@ -20,6 +21,7 @@ pub mod probe;
 pub mod safety;
 pub mod select;
 pub mod stream;
+pub mod talos_meta;
 #[cfg(test)]
 mod testing;
 pub mod unique;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anneal_protocol::agent::{FailureCode, PartitionRef, StepFailure};
@@ -19,6 +19,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use super::partition::Partition;
 use super::{Chosen, partition};
 use crate::step::{fail, fail_for_now};
 
@@ -76,6 +77,50 @@ impl Mounted {
     }
 }
 
+/// A partition of a disk that still is the one chosen. Names are given out anew when disks come
+/// and go; while it is open, this one keeps it.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Its kernel name, `vda3`.
+    pub name: String,
+    /// Its device node.
+    pub node: PathBuf,
+    /// What the disk's table says of it, and what is on it.
+    pub partition: Partition,
+    /// It, open.
+    pub device: File,
+}
+
+/// Finds and opens a partition.
+///
+/// # Errors
+/// `Partition`, `DiskIo` when it cannot be opened, `DiskRefused` when the disk is another one by
+/// now.
+pub(super) fn hold(
+    chosen: &Chosen,
+    wanted: &PartitionRef,
+    open: impl FnOnce(&Path) -> io::Result<File>,
+) -> Result<Held, StepFailure> {
+    let (partition, node) = partition::locate(&chosen.disk, wanted)?;
+    let name = file_name(&node);
+    let device = open(&node).map_err(|e| super::io_failure("open", &node, &e))?;
+    let disk = chosen.confirm()?.name;
+    if !is_part(&device, &disk, &name) {
+        let text = format!("{name} is not a partition of {disk} any more: nothing is written");
+        return Err(fail(FailureCode::DiskRefused, text));
+    }
+    Ok(Held {
+        name,
+        node,
+        partition,
+        device,
+    })
+}
+
+fn open(node: &Path) -> io::Result<File> {
+    File::open(node)
+}
+
 /// Mounts a partition of a disk that still is the one chosen.
 ///
 /// # Errors
@@ -85,15 +130,12 @@ pub(super) fn mount(
     wanted: &PartitionRef,
     access: Access,
 ) -> Result<Mounted, StepFailure> {
-    let (partition, node) = partition::locate(&chosen.disk, wanted)?;
-    let name = file_name(&node);
-    // Names are given out anew when disks come and go; while it is open, this one keeps it.
-    let device = File::open(&node).map_err(|e| super::io_failure("open", &node, &e))?;
-    let disk = chosen.confirm()?.name;
-    if !is_part(&device, &disk, &name) {
-        let text = format!("{name} is not a partition of {disk} any more: nothing is written");
-        return Err(fail(FailureCode::DiskRefused, text));
-    }
+    let Held {
+        name,
+        node,
+        partition,
+        device,
+    } = hold(chosen, wanted, open)?;
     let kind = match partition.file_system.as_ref().map(|f| f.kind) {
         Some(kind) if KINDS.contains(&kind) => kind,
         Some(other) => {

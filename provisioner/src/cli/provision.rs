@@ -143,16 +143,29 @@ pub(super) fn parameters(number: usize, name: &str, with: &serde_json::Value) ->
     };
     let mut text = format!("\n{number}. {name}\n");
     for (key, value) in map {
-        match value.as_str() {
-            Some(lines) if lines.contains('\n') => {
-                text.push_str(&format!("   {key}:\n"));
-                for line in lines.lines() {
-                    text.push_str(&format!("     | {}\n", printable(line)));
+        let long = |value: &serde_json::Value| value.as_str().is_some_and(|t| t.contains('\n'));
+        match value.as_object().filter(|inner| inner.values().any(long)) {
+            Some(inner) => {
+                for (name, value) in inner {
+                    text += &parameter(&format!("{key}.{name}"), value);
                 }
             }
-            Some(line) => text.push_str(&format!("   {key}: {}\n", printable(line))),
-            None => text.push_str(&format!("   {key}: {value}\n")),
+            None => text += &parameter(key, value),
         }
     }
     text
+}
+
+fn parameter(key: &str, value: &serde_json::Value) -> String {
+    match value.as_str() {
+        Some(lines) if lines.contains('\n') => {
+            let lines = lines.lines();
+            let lines: String = lines
+                .map(|line| format!("     | {}\n", printable(line)))
+                .collect();
+            format!("   {}:\n{lines}", printable(key))
+        }
+        Some(line) => format!("   {}: {}\n", printable(key), printable(line)),
+        None => format!("   {}: {value}\n", printable(key)),
+    }
 }

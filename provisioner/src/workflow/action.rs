@@ -30,6 +30,8 @@ pub enum Action {
     WriteFile,
     /// Edit the kernel arguments that the installed boot loader gives.
     BootArguments,
+    /// Set keys of the META partition of an installed Talos.
+    WriteTalosMeta,
     /// Start an installed kernel without firmware.
     Kexec,
     /// Restart through the firmware.
@@ -70,6 +72,8 @@ pub enum Kind {
     Partition,
     /// A list of texts, none of them empty.
     Texts,
+    /// Keys of Talos' META partition, each with its contents.
+    MetaValues,
     /// One of these words.
     Word(&'static [&'static str]),
     /// One of these words, as it stands: never a template, because decisions read it unrendered.
@@ -245,6 +249,15 @@ pub static ACTIONS: &[Spec] = &[
             optional("remove", Kind::Texts),
             DISK,
         ],
+        timeout_minutes: 5,
+        retries: 2,
+    },
+    Spec {
+        action: Action::WriteTalosMeta,
+        name: "write-talos-meta",
+        runs_on: RunsOn::Agent,
+        destructive: true,
+        params: &[required("values", Kind::MetaValues), DISK],
         timeout_minutes: 5,
         retries: 2,
     },

@@ -162,7 +162,7 @@ fn order(main: &[Step], findings: &mut Findings) {
                 written = true;
                 streamed = true;
             }
-            Action::WriteFile | Action::BootArguments => written = true,
+            Action::WriteFile | Action::BootArguments | Action::WriteTalosMeta => written = true,
             Action::WipeDisk if written => {
                 findings.warnings.push(format!("{at} erases what earlier steps wrote"));
                 written = false;

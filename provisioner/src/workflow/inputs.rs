@@ -5,15 +5,17 @@
 
 use std::time::Duration;
 
-use anneal_protocol::agent::{AgentAction, PartitionRef, StreamOptions, stall_timeout_ms};
+use anneal_protocol::agent::{
+    AgentAction, MetaValue, PartitionRef, StreamOptions, stall_timeout_ms,
+};
 use anneal_protocol::disk::{DiskHints, DiskSelector};
 use base64::Engine as _;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::action::{Action, Kind, Param};
-use super::duration;
 use super::plan::Step;
+use super::{duration, meta};
 use crate::bmc::{BootDevice, PowerAction};
 use crate::machine::Machine;
 use crate::render::{Context, ImageFacts, RenderError, Renderer};
@@ -174,6 +176,10 @@ pub fn typed(
             add: read.texts("add")?,
             remove: read.texts("remove")?,
         }),
+        Action::WriteTalosMeta => agent(AgentAction::WriteTalosMeta {
+            disk: read.disk()?,
+            values: read.meta("values")?,
+        }),
         Action::Kexec => agent(AgentAction::Kexec {
             disk: read.disk()?,
             partition: read.partition()?,
@@ -332,6 +338,11 @@ impl Params<'_> {
         given.then(|| self.partition()).transpose()
     }
 
+    fn meta(&self, name: &str) -> Result<Vec<MetaValue>, InputError> {
+        let value = self.params.get(name).cloned().unwrap_or_default();
+        meta::values(&value).map_err(|m| self.error(name, m))
+    }
+
     /// A list of texts; none when it is not given.
     fn texts(&self, name: &str) -> Result<Vec<String>, InputError> {
         match self.params.get(name) {
@@ -349,7 +360,7 @@ fn texts_of(value: &Value) -> Result<Vec<String>, String> {
         .ok_or_else(|| "expected a list of texts, none of them empty".to_owned())
 }
 
-fn plain_text(value: &Value) -> Option<String> {
+pub(super) fn plain_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
@@ -409,6 +420,7 @@ pub fn check_literal(param: &Param, value: &Value) -> Result<(), String> {
         Kind::Image => Ok(()),
         Kind::Partition => check_partition_keys(value),
         Kind::Texts => texts_of(value).map(|_| ()),
+        Kind::MetaValues => meta::values(value).map(|_| ()),
         Kind::Word(words) | Kind::Fixed(words) => match value.as_str() {
             Some(word) if words.contains(&word) => Ok(()),
             Some(word) => Err(unknown_word("word", word, words)),

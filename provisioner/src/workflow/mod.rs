@@ -35,6 +35,7 @@ mod deps;
 mod drive;
 mod driver;
 mod library;
+mod meta;
 mod record;
 mod sources;
 mod start;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::action::{ACTIONS, Action, Kind, Param};
 use super::file::{self, FileStep};
-use super::{duration, inputs};
+use super::{duration, inputs, meta};
 use crate::render::{Renderer, family, known_variables};
 use crate::yaml::{Spanned, YamlError, unknown_word};
 
@@ -242,6 +242,9 @@ impl Reader<'_> {
         }
         if param.kind == Kind::Partition {
             inputs::check_partition_keys(&value.value).map_err(|m| self.error(value, m))?;
+        }
+        if param.kind == Kind::MetaValues {
+            meta::check_keys(&value.value).map_err(|m| self.error(value, m))?;
         }
         Ok(())
     }

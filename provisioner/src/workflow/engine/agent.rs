@@ -1,8 +1,10 @@
 //! Steps that the agent carries out: attempts, results, lost agents and how to get them back.
 
+use std::collections::BTreeSet;
+
 use anneal_protocol::agent::{
-    AgentAction, BootArgumentsResult, Outcome, StepResult, StreamResult, Verify, WipeResult,
-    WriteFileResult,
+    AgentAction, BootArgumentsResult, MetaValue, Outcome, StepResult, StreamResult,
+    TalosMetaResult, Verify, WipeResult, WriteFileResult,
 };
 use anneal_protocol::time::Millis;
 
@@ -350,6 +352,15 @@ pub fn apply_result(
     ResultVerdict::Apply(Box::new(edit.into_change()))
 }
 
+/// Whether the keys of META that were set are those that were ordered.
+fn all_keys(ordered: &[MetaValue], result: &TalosMetaResult) -> Result<(), String> {
+    let ordered: BTreeSet<u8> = ordered.iter().map(|value| value.key).collect();
+    match ordered.iter().eq(&result.set) {
+        true => Ok(()),
+        false => Err(format!("it set the keys {:?} of META", result.set)),
+    }
+}
+
 /// Whether a success has the shape and content that its order calls for.
 fn believable(
     s: &Snapshot,
@@ -402,6 +413,7 @@ fn believable(
         AgentAction::WipeDisk { .. } => read::<WipeResult>(output).map(|_| ()),
         AgentAction::WriteFile { .. } => read::<WriteFileResult>(output).map(|_| ()),
         AgentAction::BootArguments { .. } => read::<BootArgumentsResult>(output).map(|_| ()),
+        AgentAction::WriteTalosMeta { values, .. } => all_keys(values, &read(output)?),
         AgentAction::Inventory => read::<anneal_protocol::agent::Inventory>(output).map(|_| ()),
         AgentAction::CollectEvidence => {
             read::<anneal_protocol::agent::Evidence>(output).map(|_| ())

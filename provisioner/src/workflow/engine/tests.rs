@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use anneal_protocol::agent::{FailureCode, OrderId, Outcome, StepFailure, StepResult};
+use anneal_protocol::agent::{
+    AgentAction, FailureCode, MetaValue, OrderId, Outcome, StepFailure, StepResult,
+};
 use anneal_protocol::machine::MachineState;
 use anneal_protocol::time::Millis;
 
@@ -340,6 +342,34 @@ fn other_inputs_are_refused() {
         "{}",
         change.run.reason
     );
+}
+
+#[test]
+fn keys_of_meta_that_nobody_ordered_are_not_believed() {
+    let ordered = Inputs::Agent(Box::new(AgentAction::WriteTalosMeta {
+        disk: machine().disk_selector(),
+        values: vec![MetaValue {
+            key: 0xa,
+            contents_base64: "eA==".into(),
+        }],
+    }));
+    for (set, state) in [
+        (serde_json::json!([10]), StepState::Succeeded),
+        (serde_json::json!([10, 11]), StepState::Pending),
+        (serde_json::json!([]), StepState::Pending),
+    ] {
+        let mut s = streaming();
+        let output = serde_json::json!({
+            "partition": "vda4", "set": set, "kept": [17], "fresh": false,
+        });
+        let told = result(1, 1, "b1", Outcome::Succeeded { output });
+        let verdict = apply_result(&s, &told, Some(&ordered), at(60));
+        let ResultVerdict::Apply(change) = verdict else {
+            panic!("the attempt is under way");
+        };
+        apply(&mut s, *change);
+        assert_eq!(s.steps[1].state, state, "{}", s.steps[1].reason);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use anneal_protocol::api::{PlannedStep, RenderedDocument};
 
+use super::meta;
 use crate::render::{ConfigRef, Context, RenderError, Renderer, SEED};
 
 pub(super) use lint::lint;
@@ -43,6 +44,16 @@ pub fn texts(steps: &[PlannedStep], documents: &[RenderedDocument]) -> Vec<Text>
                 path: path.to_owned(),
                 text: contents.to_owned(),
             });
+        }
+        let values = step.with.get("values").and_then(|value| value.as_object());
+        for (word, contents) in values.into_iter().flatten() {
+            if let (Ok(key), Some(contents)) = (meta::key(word), contents.as_str()) {
+                texts.push(Text {
+                    place: format!("{place} META's `{word}`"),
+                    path: meta::path(key),
+                    text: contents.to_owned(),
+                });
+            }
         }
         // `boot-arguments` has a list, `kexec` the whole line.
         let added = step.with.get("add").and_then(|value| value.as_array());

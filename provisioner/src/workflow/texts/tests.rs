@@ -30,6 +30,34 @@ fn ignition(files: serde_json::Value, arguments: serde_json::Value) -> Text {
 }
 
 #[test]
+fn contents_of_meta_are_texts_of_their_own() {
+    let step = PlannedStep {
+        name: "first network".into(),
+        uses: "write-talos-meta".into(),
+        runs_on: "agent".into(),
+        with: json!({ "values": { "network": "links: []\n", "0xb": "code" } }),
+        runs: true,
+        destructive: true,
+    };
+    let found = texts(&[step], &[]);
+    let found: Vec<_> = found
+        .iter()
+        .map(|t| (t.place.as_str(), t.path.as_str(), t.text.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("step 1 `first network` META's `0xb`", "META/0xb", "code"),
+            (
+                "step 1 `first network` META's `network`",
+                "META/network.yaml",
+                "links: []\n"
+            ),
+        ]
+    );
+}
+
+#[test]
 fn what_belongs_to_the_cluster_is_warned_about() {
     let yaml = "files:\n  - path: /opt/start.sh\n    compress: gzip\n    contents: |\n      #!/bin/sh\n      kubectl apply -f x.yaml\n";
     let spec = "3.3.0".parse().unwrap();
