@@ -69,7 +69,7 @@ const COREOS: &[&str] = &[
     "ignition.firstboot",
 ];
 const KAIROS: &[&str] = &["cloud-config.yaml", "grubcustom"];
-const TALOS: &[&str] = &["machine.yaml", "cmdline", "meta-data"];
+const TALOS: &[&str] = &["machine.yaml", "cmdline", "meta-data", "meta-network.yaml"];
 const BOTH: &[&str] = &["worker", "control-plane"];
 
 const fn family(

@@ -136,6 +136,88 @@ fn the_first_start_has_what_talos_wants_and_nothing_that_wipes() {
     }
 }
 
+/// A VLAN's name, tag and address in the configuration, a card's address.
+fn configured(documents: &[Value]) -> Vec<(Option<(String, u64)>, String)> {
+    let mut all = Vec::new();
+    for document in documents {
+        let vlan = document["kind"] == "VLANConfig";
+        let name = document["name"].as_str().unwrap_or_default().to_owned();
+        let vlan = vlan.then(|| (name, document["vlanID"].as_u64().unwrap()));
+        for address in document["addresses"].as_array().into_iter().flatten() {
+            let address = address["address"].as_str().unwrap().to_owned();
+            all.push((vlan.clone(), address));
+        }
+    }
+    all
+}
+
+/// With another name of a VLAN the kernel would refuse the second one; with another address or
+/// metric the machine would have both.
+#[test]
+fn the_first_network_is_a_part_of_the_one_that_is_configured() {
+    let case_of = |network| case(Family::of("talos-1.13"), "worker", network);
+    let mut on_cards = case_of("static");
+    let mut vlans = case_of("bond-vlan").machine.config.vlans;
+    vlans.iter_mut().for_each(|vlan| vlan.name = None);
+    vlans[0].parent = "lan0".to_owned();
+    vlans[1].parent = "52:54:00:AA:00:02".to_owned();
+    on_cards.machine.config.vlans = vlans;
+    for (case, number) in [
+        (case_of("static"), 1),
+        (case_of("bond-vlan"), 1),
+        (on_cards, 3),
+    ] {
+        let configured = configured(&documents(&case.own("machine.yaml")));
+        let first: Value = serde_saphyr::from_str(&case.own("meta-network.yaml")).unwrap();
+        let list = |key: &str| first[key].as_array().cloned().unwrap_or_default();
+        assert_eq!(list("addresses").len(), number);
+        assert_eq!(list("links").len(), number);
+        for (address, link) in list("addresses").iter().zip(list("links")) {
+            assert_eq!(address["linkName"], link["name"]);
+            // As in the configuration, where it is not set: Talos would replace one by the other.
+            assert!(address["priority"].is_null());
+            let name = link["name"].as_str().unwrap().to_owned();
+            let vlan = link["vlan"]["vlanID"].as_u64().map(|id| (name.clone(), id));
+            // Names of interfaces have at most 15 letters.
+            assert!(vlan.is_some() || (name.starts_with("enx525400aa000") && name.len() == 15));
+            let wanted = (vlan, address["address"].as_str().unwrap().to_owned());
+            assert!(configured.contains(&wanted), "{wanted:?} {configured:?}");
+        }
+        for route in list("routes") {
+            // `DefaultRouteMetric` of Talos, which routes of the configuration have.
+            assert_eq!(route["priority"], 1024);
+        }
+    }
+    assert_eq!(case_of("dhcp").own("meta-network.yaml"), "");
+}
+
+/// A card in a bond must not be named: Talos would have it in the bond and outside by turns.
+#[test]
+fn the_first_network_says_nothing_of_bonds() {
+    let text = case(Family::of("talos-1.13"), "worker", "bond-vlan").own("meta-network.yaml");
+    for word in ["bond0", "enx525400aa0001", "enx525400aa0002", "10.77.0.11"] {
+        assert!(!text.contains(word), "{word}: {text}");
+    }
+    assert!(text.contains("parentName: \"enx525400aa0003\""), "{text}");
+}
+
+/// What a machine has by DHCP only needs no key of META.
+#[test]
+fn meta_is_written_for_fixed_addresses_only() {
+    let text = std::fs::read_to_string("../workflows/install-talos.yaml").unwrap();
+    let workflow = provisioner::workflow::plan::parse(&text, "w", super::renderer()).unwrap();
+    let uses = provisioner::workflow::Action::WriteTalosMeta;
+    let step = workflow.steps.iter().find(|step| step.uses == uses);
+    let when = step.unwrap().when.clone().unwrap();
+    let runs = NETWORKS.map(|network| {
+        let case = case(Family::of("talos-1.13"), "worker", network);
+        let held = super::renderer().condition(&when, "w", &case.context());
+        held.unwrap()
+    });
+    assert_eq!(NETWORKS, ["dhcp", "static", "bond-vlan"]);
+    assert_eq!(runs, [false, true, true]);
+}
+
 fn refused(change: impl Fn(&mut Case)) -> String {
     let mut case = case(Family::of("talos-1.13"), "worker", "dhcp");
     change(&mut case);
