@@ -4,7 +4,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use anneal_protocol::agent::{AgentAction, Inventory, Outcome, PartitionRef, StreamResult, Verify};
+use anneal_agent::disk::adv::{self, COPY, Record};
+use anneal_protocol::agent::{
+    AgentAction, Inventory, MetaValue, Outcome, PartitionRef, StreamResult, TalosMetaResult, Verify,
+};
 use base64::Engine as _;
 
 use crate::daemon::{MIB, by_serial, daemon, no_images, output, seal};
@@ -50,6 +53,9 @@ const PARTS: [(&str, u64, u64, &str); 4] = [
     ("OEM", 81, 112, "mkfs.btrfs -q -L OEM FILE"),
 ];
 
+/// First MiB of its partition `META`, which is one MiB long.
+const META: u64 = 193;
+
 fn run(line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
     let ran = Command::new(words[0])
@@ -91,6 +97,7 @@ fn full_disk() -> Vec<u8> {
             "dd if={part} of={whole} bs=1M seek={start} conv=notrunc,sparse status=none"
         ));
     }
+    run(&format!("sgdisk -n 5:{META}M:+1M -c 5:META {whole}"));
     std::fs::read(&whole).unwrap()
 }
 
@@ -150,12 +157,19 @@ fn install(image: AgentAction) -> Vec<AgentAction> {
         file(3, "/config.ign", "btrfs\n"),
         arguments(0),
         arguments(1),
+        AgentAction::WriteTalosMeta {
+            disk: by_serial("ROOT-1"),
+            values: vec![MetaValue {
+                key: 0xa,
+                contents_base64: base64::engine::general_purpose::STANDARD.encode("links: []\n"),
+            }],
+        },
         AgentAction::PowerOff,
     ]
 }
 
 /// The main road on a machine of its own: enrolment through QEMU's network, image onto a virtio
-/// disk, a file into every file system, kernel arguments, power off. The kernel and its modules
+/// disk, a file into every file system, kernel arguments, Talos' META, power off. The kernel and its modules
 /// are those that machines get.
 #[test]
 fn installs_a_machine_and_switches_it_off() {
@@ -175,7 +189,7 @@ fn installs_a_machine_and_switches_it_off() {
     machine.expect(&["enrolled"]);
     machine.expect(&["leaving: power-off"]);
     assert!(machine.ended().success());
-    let outcomes = daemon.outcomes(10);
+    let outcomes = daemon.outcomes(11);
     let inventory: Inventory = output(&outcomes[0]);
     assert_eq!(inventory.manufacturer.as_deref(), Some("QEMU"));
     assert_eq!(inventory.firmware, "bios");
@@ -183,7 +197,15 @@ fn installs_a_machine_and_switches_it_off() {
     let streamed: StreamResult = output(&outcomes[1]);
     assert_eq!(streamed.disk, "vda");
     assert!(streamed.read_back.is_some());
-    assert_eq!(outcomes[9], Outcome::Leaving);
+    let meta: TalosMetaResult = output(&outcomes[9]);
+    assert_eq!((meta.partition.as_str(), meta.fresh), ("vda5", true));
+    assert_eq!(outcomes[10], Outcome::Leaving);
+    let bytes = std::fs::read(&root).unwrap();
+    let copies = [0, COPY].map(|copy| bytes[(META * MIB) as usize + copy..][..COPY].to_vec());
+    let mut record = Record::default();
+    record.set(0xa, b"links: []\n".to_vec());
+    assert!(copies[0] == copies[1]);
+    assert_eq!(adv::read(&copies), Some((0, record)));
     for (part, paths, expected) in [
         (
             0,
