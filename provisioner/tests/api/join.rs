@@ -1,7 +1,6 @@
 //! Joining clusters, from the settings to the end of the run; and that nothing secret is left
 //! anywhere when runs are over. Agent and node are this test.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -56,8 +55,7 @@ steps:
 "#;
 
 /// Prints another token each time; the first time it fails.
-const MINT: &str = r#"#!/bin/sh
-cd STATE
+const MINT: &str = r#"cd STATE
 echo x >> asked
 n=$(wc -l < asked)
 [ "$n" = 1 ] && { echo "the API does not answer" >&2; exit 1; }
@@ -78,11 +76,6 @@ impl std::io::Write for Log {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-pub fn script(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 fn key_pem() -> (String, String) {
@@ -122,16 +115,13 @@ fn prepare(state: &Path) {
         ),
         ("passwords/r1n3", "bmc-password-of-r1n3\n"),
         ("ca.pem", &key_pem().0),
+        ("mint", &place(MINT)),
+        ("revoke", &place("echo \"$1\" >> STATE/revoked\n")),
     ] {
         let file = state.join(name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, text).unwrap();
     }
-    script(&state.join("mint"), &place(MINT));
-    script(
-        &state.join("revoke"),
-        &place("#!/bin/sh\necho \"$1\" >> STATE/revoked\n"),
-    );
 }
 
 fn change(settings: &mut Settings, state: &Path) {
@@ -145,10 +135,13 @@ fn change(settings: &mut Settings, state: &Path) {
         ca,
         issuer,
     };
-    let program = |name: &str| state.join(name).to_string_lossy().into_owned();
+    let script = |name: &str| state.join(name).to_string_lossy().into_owned();
+    // The shell is the program: a script that this process wrote may still be open for writing in
+    // a child of another test's, and cannot be started then.
+    let shell = || "/bin/sh".to_owned();
     let exec = IssuerSettings::Exec {
-        command: vec![program("mint")],
-        revoke: Some(vec![program("revoke"), "{token_id}".to_owned()]),
+        command: vec![shell(), script("mint")],
+        revoke: Some(vec![shell(), script("revoke"), "{token_id}".to_owned()]),
         timeout: Duration::from_secs(20),
     };
     let talos = IssuerSettings::Talos { secrets: None };

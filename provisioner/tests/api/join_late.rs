@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::join::{INVENTORY, Machine, apply, script, site};
+use crate::join::{INVENTORY, Machine, apply, site};
 
 /// A run that is cancelled while its token is made: nobody gets the token, and it is taken back.
 #[tokio::test]
@@ -13,13 +13,12 @@ async fn a_token_that_comes_too_late_goes_to_nobody() {
     let place = |text: &str| text.replace("STATE", &state.to_string_lossy());
     let (status, told) = apply(&daemon, place(INVENTORY)).await;
     assert_eq!(status, 200, "{told}");
-    let slow = "#!/bin/sh
-cd STATE
+    let slow = "cd STATE
 echo x > asked
 while [ ! -e go ]; do sleep 0.05; done
 echo late01.0123456789abcdef
 ";
-    script(&state.join("mint"), &place(slow));
+    std::fs::write(state.join("mint"), place(slow)).unwrap();
     let machine = Machine::start(&daemon, "r1n1", "10.77.0.11", "52-54-00-aa-00-01").await;
     let inventory = json!({"firmware": "uefi", "cpus": 2, "memory": 1, "nics": [], "disks": []});
     let ask = json!({"run": machine.run, "boot_id": "boot-1", "inventory": inventory});

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+#[path = "../executable/mod.rs"]
+mod executable;
 mod firmware;
 mod netns;
 mod programs;

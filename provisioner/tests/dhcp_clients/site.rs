@@ -12,7 +12,8 @@ use provisioner::settings::DhcpSettings;
 use provisioner::store::{EventRow, Lease, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::netns::{self, Namespace, PATIENCE, finish};
+use crate::executable;
+use crate::netns::{self, Namespace, PATIENCE};
 
 pub const US: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const RESERVED: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
@@ -64,9 +65,7 @@ impl Site {
              name=${{hostname:-$new_host_name}} file=${{boot_file:-$new_filename}}\" >> {log}\n",
             log = log.display()
         );
-        let script = self.path("script");
-        std::fs::write(&script, body).unwrap();
-        finish(std::process::Command::new("chmod").arg("755").arg(&script));
+        executable::write(&self.path("script"), &body);
         std::fs::write(self.path("dhclient.conf"), "").unwrap();
     }
 

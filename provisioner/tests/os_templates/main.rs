@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod cloud_init;
+#[path = "../executable/mod.rs"]
+mod executable;
 mod golden;
 mod ignition;
 mod others;

@@ -1,24 +1,32 @@
 //! The scripts are run, by the shell that the systems have.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::{FAMILIES, Family, NETWORKS, TOKEN, case, cases, folder, run};
+use super::{Case, FAMILIES, Family, NETWORKS, TOKEN, case, cases, executable, folder, run};
 
 /// Makes a program that prints `text`.
 fn stub(dir: &Path, name: &str, text: &str) {
-    let path = dir.join(name);
-    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    executable::write(&dir.join(name), &format!("#!/bin/sh\n{text}\n"));
 }
 
-/// Runs the call-home script beside its files, with `curl` in place of the network.
+/// Runs the call-home script on this machine, with `curl` in place of the network.
 fn call_home(curl: &str, bootc: Option<&str>) -> (tempfile::TempDir, Output) {
     let case = case(Family::of("debian"), "", "dhcp");
+    run_call_home(&case, "/etc", curl, bootc)
+}
+
+/// Runs the call-home script of a machine beside its files. `etc` stands for its `/etc`.
+pub fn run_call_home(
+    case: &Case,
+    etc: &str,
+    curl: &str,
+    bootc: Option<&str>,
+) -> (tempfile::TempDir, Output) {
     let text = |name: &str| case.render(&format!("common/{name}")).unwrap();
+    let script = text("phone-home.sh").replace("/etc/", &format!("{etc}/"));
     let dir = folder(&[
-        ("phone-home.sh", &text("phone-home.sh")),
+        ("phone-home.sh", &script),
         ("phone-home.conf", &text("phone-home.conf")),
         ("installed", &text("installed")),
         ("ca.pem", &super::ca()),
@@ -46,7 +54,7 @@ fn call_home(curl: &str, bootc: Option<&str>) -> (tempfile::TempDir, Output) {
     (dir, output)
 }
 
-fn sent(dir: &Path) -> serde_json::Value {
+pub fn sent(dir: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(dir.join("sent")).unwrap()).unwrap()
 }
 

@@ -1,4 +1,3 @@
-use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use anneal_protocol::time::Millis;
@@ -183,17 +182,11 @@ async fn revokes_by_the_public_half() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("revoke");
     let out = dir.path().join("out");
-    std::fs::write(
-        &program,
-        format!(
-            "#!/bin/sh\necho \"$@\" $ANNEAL_TOKEN_ID > {}\n",
-            out.display()
-        ),
-    )
-    .unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let program = program.to_str().unwrap();
-    let with = cluster(&["/bin/true"], Some(&[program, "{token_id}"]), 20);
+    let text = format!("echo \"$@\" $ANNEAL_TOKEN_ID > {}\n", out.display());
+    std::fs::write(&program, text).unwrap();
+    // Not started itself: another test's child may have it open for writing.
+    let revoke_by = ["/bin/sh", program.to_str().unwrap(), "{token_id}"];
+    let with = cluster(&["/bin/true"], Some(&revoke_by), 20);
     let mut known = record(&with);
     assert!(revoke(&with, &known).await.is_err(), "the id is not known");
     known.token_id = Some("abcdef".into());

@@ -1,4 +1,3 @@
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +8,18 @@ mod away;
 mod races;
 
 const TOKEN: &str = "abcdef.0123456789abcdef";
+
+/// An `exec` issuer of two scripts in a folder, `mint` and `revoke`. The shell is the program: a
+/// file that this process wrote may still be open for writing in a child of another test's, and is
+/// then no program that can be started.
+fn scripts(dir: &Path, revoke_by: &str, seconds: u64) -> IssuerSettings {
+    let script = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    IssuerSettings::Exec {
+        command: vec!["/bin/sh".into(), script("mint")],
+        revoke: Some(vec!["/bin/sh".into(), script("revoke"), revoke_by.into()]),
+        timeout: Duration::from_secs(seconds),
+    }
+}
 
 /// A daemon's issuers over a store of their own, and a folder for secrets and scripts.
 struct Site {
@@ -53,15 +64,7 @@ impl Site {
 
     /// With an `exec` issuer: files `mint` and `revoke` of the folder, shell scripts.
     async fn scripted(mint: &str, revoke: &str) -> Self {
-        let site = Self::new(|dir| IssuerSettings::Exec {
-            command: vec![dir.join("mint").to_string_lossy().into_owned()],
-            revoke: Some(vec![
-                dir.join("revoke").to_string_lossy().into_owned(),
-                "{token_id}".into(),
-            ]),
-            timeout: Duration::from_secs(20),
-        })
-        .await;
+        let site = Self::new(|dir| scripts(dir, "{token_id}", 20)).await;
         site.script("mint", mint);
         site.script("revoke", revoke);
         site
@@ -69,14 +72,10 @@ impl Site {
 
     fn script(&self, name: &str, text: &str) {
         let path = self.path(name);
-        // Renamed over the one before: a file that is written cannot be started.
+        // Renamed over the one before: a shell reads its script while it runs.
         let aside = self.path("aside");
-        std::fs::write(
-            &aside,
-            format!("#!/bin/sh\ncd {}\n{text}\n", self.dir.path().display()),
-        )
-        .unwrap();
-        std::fs::set_permissions(&aside, PermissionsExt::from_mode(0o755)).unwrap();
+        let text = format!("cd {}\n{text}\n", self.dir.path().display());
+        std::fs::write(&aside, text).unwrap();
         std::fs::rename(aside, path).unwrap();
     }
 

@@ -46,15 +46,7 @@ async fn one_that_is_refused_does_not_keep_the_others() {
 /// A command that does not end stands for all tokens of its cluster, but not for ever the same one.
 #[tokio::test]
 async fn one_that_hangs_lets_the_others_go_first_the_next_time() {
-    let site = Site::new(|dir| IssuerSettings::Exec {
-        command: vec![dir.join("mint").to_string_lossy().into_owned()],
-        revoke: Some(vec![
-            dir.join("revoke").to_string_lossy().into_owned(),
-            "{token_id}".into(),
-        ]),
-        timeout: Duration::from_secs(4),
-    })
-    .await;
+    let site = Site::new(|dir| scripts(dir, "{token_id}", 4)).await;
     site.script("mint", COUNTED);
     let hangs = "echo $1 >> asked; [ $1 != abcde1 ] || sleep 600";
     site.script("revoke", hangs);

@@ -61,15 +61,7 @@ async fn what_a_dead_daemon_asked_for_is_taken_back() {
 /// be none.
 #[tokio::test]
 async fn a_token_that_is_being_made_is_not_taken_for_revoked() {
-    let site = Site::new(|dir| IssuerSettings::Exec {
-        command: vec![dir.join("mint").to_string_lossy().into_owned()],
-        revoke: Some(vec![
-            dir.join("revoke").to_string_lossy().into_owned(),
-            "{description}".into(),
-        ]),
-        timeout: Duration::from_secs(30),
-    })
-    .await;
+    let site = Site::new(|dir| scripts(dir, "{description}", 30)).await;
     let mint = format!("echo x > asked; while [ ! -e go ]; do sleep 0.02; done; echo {TOKEN}");
     site.script("mint", &mint);
     site.script("revoke", "echo \"$1\" >> revoked");
