@@ -93,6 +93,11 @@ impl Issuers {
             Some(failure) => (Err(failure.clone()), false),
             None => (self.take_back(token).await, true),
         };
+        if let (Err(failure), true) = (&outcome, tried)
+            && failure.away
+        {
+            away.insert(token.cluster.clone(), failure.clone());
+        }
         if matches!(outcome, Ok(false)) {
             return Ok(None);
         }
@@ -108,11 +113,7 @@ impl Issuers {
             }
             return Ok(None);
         };
-        let at = self.unrevoked(token, &failure, tried).await?;
-        if tried && failure.away {
-            away.insert(token.cluster.clone(), failure);
-        }
-        Ok(Some(at))
+        self.unrevoked(token, &failure, tried).await.map(Some)
     }
 
     /// Notes that a token could not be taken back: it was tried, or its cluster is away. Tells

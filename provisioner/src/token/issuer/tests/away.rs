@@ -66,6 +66,27 @@ async fn one_that_hangs_lets_the_others_go_first_the_next_time() {
     assert_eq!(unrevoked(&site).await, 3, "once a token");
 }
 
+/// The same holds for tokens that may yet be made: each would wait as long as the first.
+#[tokio::test]
+async fn one_that_hangs_stands_also_for_those_that_may_yet_be_made() {
+    let site = Site::new(|dir| scripts(dir, "{token_id}", 4)).await;
+    site.script("mint", COUNTED);
+    site.script("revoke", "echo $1 >> asked; sleep 600");
+    let issuers = site.open();
+    for why in ["step 1", "step 2", "step 3"] {
+        issuers.issue(request(why), TOKEN_ONLY).await.unwrap();
+    }
+    // As of Kubernetes tokens whose API did not answer: their ids are known, and no more.
+    sqlx::query("UPDATE join_tokens SET minted_at = NULL, digest = NULL")
+        .execute(&site.store.writer)
+        .await
+        .unwrap();
+    let look_at = issuers.sweep().await.unwrap();
+    assert!(look_at.is_some_and(|at| now() < at), "{look_at:?}");
+    assert_eq!(asked(&site), ["abcde1"], "the others would fare alike");
+    assert_eq!(site.states().await, ["asked"; 3]);
+}
+
 /// What ended by itself is only tidied up.
 #[tokio::test]
 async fn nobody_is_told_of_an_expired_token() {
