@@ -166,7 +166,7 @@ impl Store {
     pub async fn join_token_revoked(&self, token: &JoinToken, at: Millis) -> Result<bool> {
         sqlx::query(
             "UPDATE join_tokens SET revoked_at = $2, problem = NULL \
-             WHERE id = $1 AND minted_at IS $3",
+             WHERE id = $1 AND minted_at IS NOT DISTINCT FROM $3",
         )
         .bind(&token.id)
         .bind(at.0)
