@@ -128,7 +128,8 @@ pub struct NodeReport {
     /// `PRETTY_NAME` of os-release, or what the OS calls its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<String>,
-    /// Version of the OS that runs, as its publisher counts: `VERSION_ID` of os-release.
+    /// Version of the OS that runs, as its publisher counts: `VERSION_ID` of os-release, Kairos'
+    /// `KAIROS_VERSION` without the `v`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Version of the image that runs, if the image carries one: `IMAGE_VERSION` of os-release.

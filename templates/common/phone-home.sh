@@ -22,7 +22,13 @@ os=${PRETTY_NAME:-$NAME}
 version=${VERSION_ID:-}
 case "$OS" in
 fcos) version=${OSTREE_VERSION:-$version} ;;
-rhcos) version=${OPENSHIFT_VERSION:-} ;;
+kairos) # os-release is that of the distribution below it; its own version begins with a v
+  [ ! -r /etc/kairos-release ] || . /etc/kairos-release
+  version=${KAIROS_VERSION:-} IMAGE_VERSION=
+  [ -z "$version" ] || os="$os, Kairos $version"
+  version=${version#v}
+  ;;
+rhcos | scos) version= IMAGE_VERSION= ;; # the cluster replaced what was installed before this could call
 bottlerocket) version= IMAGE_VERSION= ;; # this is a container: its release is not the machine's
 esac
 [ -z "${IMAGE_VERSION:-}" ] || os="$os, image ${IMAGE_ID:-} $IMAGE_VERSION"

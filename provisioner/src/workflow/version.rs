@@ -29,7 +29,8 @@ impl Other {
     /// `image_version` names an image and must be the same text, unless what was installed says the
     /// release to the letter: then nobody said which image it is. `version` names a release, of
     /// which the image may be one of many (`12` and `12.9`), or which may name its build
-    /// (`3.2.1` and `3.2.1-k3s1`): there the parts that both have must be the same.
+    /// (`3.2.1` and `3.2.1-k3s1`): there the parts that both have must be the same, and a `v` before
+    /// the first says nothing.
     #[must_use]
     pub fn of(said: &Value, image: &ImageFacts) -> Option<Self> {
         let installed = image.os_version.as_deref()?;
@@ -60,8 +61,16 @@ impl Other {
 
 /// Whether a version is another's beginning, up to a place where one of its parts ends.
 fn begins(short: &str, long: &str) -> bool {
-    long.strip_prefix(short)
+    bare(long)
+        .strip_prefix(bare(short))
         .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+}
+
+/// A version without the `v` that some publishers write before it.
+fn bare(version: &str) -> &str {
+    let rest = version.strip_prefix('v');
+    rest.filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        .unwrap_or(version)
 }
 
 #[cfg(test)]
@@ -109,6 +118,9 @@ mod tests {
             ("41", "41.20250105.3.0", true),
             ("4.17", "4.17.0", true),
             ("3.2.1-k3s1", "3.2.1", true),
+            ("3.2.1", "v3.2.1", true),
+            ("3.2.2", "v3.2.1", false),
+            ("v1", "vega", false),
             ("4230.2.1", "4230.2.1", true),
             ("4230.2.0", "4230.2.1", false),
             ("12", "13.1", false),

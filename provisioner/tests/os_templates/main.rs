@@ -16,6 +16,7 @@ mod others;
 mod refusals;
 mod scripts;
 mod talos;
+mod versions;
 mod workflows;
 
 use std::path::{Path, PathBuf};
