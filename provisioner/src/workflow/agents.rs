@@ -151,8 +151,7 @@ impl Engine {
                     Next::Finished { reason }
                 });
             };
-            self.look_at_cluster(&s.plan.machine).await;
-            match self.hand_out(&s, idx, &request.boot_id) {
+            match self.hand_out(&s, idx, &request.boot_id).await {
                 Ok(change) => {
                     let again = s.steps[idx].boot_id.is_some();
                     if again || self.commit(&s, &change).await? {
@@ -174,13 +173,13 @@ impl Engine {
     }
 
     /// The change that gives a step to a boot of the agent, or the one that fails the step.
-    fn hand_out(
+    async fn hand_out(
         &self,
         s: &Snapshot,
         idx: usize,
         boot_id: &str,
     ) -> Result<Box<Change>, Box<Change>> {
-        match self.inputs(s, idx, &Secrets::redacted()) {
+        match self.inputs(s, idx, &Secrets::redacted()).await {
             Ok((redacted, _)) => {
                 engine::dispatch(s, idx, boot_id, &inputs::digest(&redacted), now())
             }
@@ -240,7 +239,7 @@ impl Engine {
 
     /// Renders the order with its secrets, at the last moment.
     async fn write_order(&self, s: &Snapshot, idx: usize) -> Result<Written, EngineError> {
-        let wanted = match self.inputs(s, idx, &Secrets::redacted()) {
+        let wanted = match self.inputs(s, idx, &Secrets::redacted()).await {
             Ok((_, wanted)) => wanted,
             Err(error) => return Ok(Written::Unusable(error.to_string())),
         };
@@ -251,7 +250,7 @@ impl Engine {
             replaces: true,
         };
         let secrets = self.mint(s, &wanted, destination).await?;
-        let inputs = match self.inputs(s, idx, &secrets) {
+        let inputs = match self.inputs(s, idx, &secrets).await {
             Ok((inputs, _)) => inputs,
             // The next try would have new secrets made, and fail as this one did.
             Err(error) => return Ok(Written::Unusable(only_with_secrets(&error))),
@@ -366,6 +365,7 @@ impl Engine {
             }
             let inputs = self
                 .inputs(&s, result.order.step as usize, &Secrets::redacted())
+                .await
                 .ok();
             let inputs = inputs.map(|(inputs, _)| inputs);
             let verdict = engine::apply_result(&s, result, inputs.as_ref(), now());

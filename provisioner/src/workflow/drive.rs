@@ -200,15 +200,16 @@ impl Engine {
         };
         match command.act {
             Act::Netboot => {
-                let device = self.netboot_device(s).map_err(|e| refused(&bmc.url, &e))?;
+                let device = self.netboot_device(s).await;
+                let device = device.map_err(|e| refused(&bmc.url, &e))?;
                 self.boot_once(s, bmc, device).await?;
                 self.power(s, bmc, PowerAction::Cycle).await?;
             }
-            Act::Power => match self.inputs(s, command.idx, &Secrets::redacted()) {
+            Act::Power => match self.inputs(s, command.idx, &Secrets::redacted()).await {
                 Ok((Inputs::Power(action), _)) => self.power(s, bmc, action).await?,
                 _ => return Err(refused(&bmc.url, "the step does not say what to switch")),
             },
-            Act::BootDevice => match self.inputs(s, command.idx, &Secrets::redacted()) {
+            Act::BootDevice => match self.inputs(s, command.idx, &Secrets::redacted()).await {
                 Ok((Inputs::BootDevice(device), _)) => self.boot_once(s, bmc, device).await?,
                 _ => return Err(refused(&bmc.url, "the step does not say which device")),
             },
@@ -294,7 +295,7 @@ impl Engine {
     }
 
     /// The device that the latest netboot step of the run boots from; a recovery uses the same.
-    fn netboot_device(&self, s: &Snapshot) -> Result<BootDevice, String> {
+    async fn netboot_device(&self, s: &Snapshot) -> Result<BootDevice, String> {
         let current = s.current().unwrap_or(0);
         let netboot = (0..=current)
             .rev()
@@ -304,6 +305,7 @@ impl Engine {
         };
         match self
             .inputs(s, idx, &Secrets::redacted())
+            .await
             .map_err(|e| e.to_string())?
         {
             (Inputs::Netboot(device), _) => Ok(device),
@@ -312,17 +314,18 @@ impl Engine {
     }
 
     /// What a step does, rendered; and which secrets are in it.
-    pub(super) fn inputs(
+    pub(super) async fn inputs(
         &self,
         s: &Snapshot,
         idx: usize,
         secrets: &Secrets,
     ) -> Result<(Inputs, Wanted), inputs::InputError> {
         let (machine, image) = (&s.plan.machine, s.plan.image.as_ref());
-        let context = self.context(machine, image, &s.run.id, secrets);
         let Some(step) = s.plan.step(idx) else {
             return Ok((Inputs::WaitPhoneHome, Wanted::default()));
         };
+        let cluster = self.look_at_cluster(machine).await;
+        let context = self.context(machine, image, &s.run.id, cluster.as_ref(), secrets);
         let params = inputs::render(step, &self.inner.deps.renderer, &context)?;
         let inputs = inputs::typed(step, &params, machine, image)?;
         Ok((inputs, context.wanted()))

@@ -213,8 +213,9 @@ impl Engine {
                     .ok_or_else(|| StartError::ImageMissing(reference.to_owned()))?,
             ),
         };
-        self.known_cluster(&row.machine).await?;
-        let context = self.context(&row.machine, image.as_ref(), run, &Secrets::redacted());
+        let cluster = self.known_cluster(&row.machine).await?;
+        let (machine, none) = (&row.machine, Secrets::redacted());
+        let context = self.context(machine, image.as_ref(), run, cluster.as_ref(), &none);
         Ok(Material {
             machine: row.machine,
             state: row.state,

@@ -67,7 +67,8 @@ impl Engine {
         if shown == Shown::Placeholders {
             let secrets = Secrets::placeholders(&wanted.wanted());
             let (machine, image) = (&material.machine, material.image.as_ref());
-            let context = self.context(machine, image, NO_RUN, &secrets);
+            let cluster = self.look_at_cluster(machine).await;
+            let context = self.context(machine, image, NO_RUN, cluster.as_ref(), &secrets);
             prepared = prepare(super::start::Material {
                 context,
                 ..material

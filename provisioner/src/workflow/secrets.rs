@@ -12,8 +12,8 @@ use super::start::StartError;
 use crate::clock::now;
 use crate::machine::Machine;
 use crate::render::{
-    ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED, SEED, ServedBy,
-    Wanted,
+    ClusterFacts, ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED,
+    SEED, ServedBy, Wanted,
 };
 use crate::token::issuer;
 use crate::token::{Mint, Purpose, RunOver, TokenRecord};
@@ -61,12 +61,14 @@ impl Secrets {
 }
 
 impl Engine {
-    /// The variables of a rendering.
+    /// The variables of a rendering. `cluster`: of the machine's cluster, from
+    /// [`Engine::look_at_cluster`].
     pub(super) fn context(
         &self,
         machine: &Machine,
         image: Option<&ImageFacts>,
         run: &str,
+        cluster: Option<&ClusterFacts>,
         secrets: &Secrets,
     ) -> Context {
         let deps = &self.inner.deps;
@@ -80,7 +82,6 @@ impl Engine {
             plain: deps.plain_config_url.clone(),
             metadata: deps.metadata_url.clone(),
         };
-        let cluster = machine.cluster().and_then(|name| deps.join.facts(name));
         Context::new(
             machine,
             image,
@@ -89,32 +90,30 @@ impl Engine {
             &deps.ca_pem,
             phone_home,
         )
-        .with_cluster(cluster.as_ref(), secrets.join.as_ref())
+        .with_cluster(cluster, secrets.join.as_ref())
         .with_configs(base, secrets.configs.clone())
         .with_event_sink(deps.event_sink.as_deref())
     }
 
-    /// Refuses a machine that joins a cluster which nobody knows, and learns what a rendering may
-    /// be told of the others.
+    /// Refuses a machine that joins a cluster which nobody knows, and tells what a rendering may be
+    /// told of the others.
     ///
     /// # Errors
     /// Names the known ones.
-    pub(super) async fn known_cluster(&self, machine: &Machine) -> Result<(), StartError> {
-        let Some(name) = machine.cluster() else {
-            return Ok(());
-        };
-        if let Err(told) = self.inner.deps.join.cluster(name) {
-            return Err(StartError::Refused(vec![told]));
+    pub(super) async fn known_cluster(
+        &self,
+        machine: &Machine,
+    ) -> Result<Option<ClusterFacts>, StartError> {
+        if let Some(name) = machine.cluster() {
+            let known = self.inner.deps.join.cluster(name);
+            known.map_err(|told| StartError::Refused(vec![told]))?;
         }
-        self.look_at_cluster(machine).await;
-        Ok(())
+        Ok(self.look_at_cluster(machine).await)
     }
 
-    /// Learns what a rendering for this machine may be told of its cluster.
-    pub(super) async fn look_at_cluster(&self, machine: &Machine) {
-        if let Some(name) = machine.cluster() {
-            self.inner.deps.join.look(name).await;
-        }
+    /// What a rendering for this machine may be told of its cluster, if it joins one.
+    pub(super) async fn look_at_cluster(&self, machine: &Machine) -> Option<ClusterFacts> {
+        self.inner.deps.join.look(machine.cluster()?).await
     }
 
     /// Whether the machine's cluster can be joined: its issuer could be asked, if a text that was
@@ -204,10 +203,10 @@ impl Engine {
             return Ok(None);
         };
         let s = self.active(&token.run).await?;
-        self.look_at_cluster(&s.plan.machine).await;
-        let context = |secrets: &Secrets| {
-            self.context(&s.plan.machine, s.plan.image.as_ref(), &s.run.id, secrets)
-        };
+        let (machine, image) = (&s.plan.machine, s.plan.image.as_ref());
+        let cluster = self.look_at_cluster(machine).await;
+        let context =
+            |secrets: &Secrets| self.context(machine, image, &s.run.id, cluster.as_ref(), secrets);
         let redacted = context(&Secrets::redacted());
         renderer.render(&template, &redacted)?;
         let why = format!("config URL {template}");

@@ -194,12 +194,6 @@ impl Issuers {
     }
 
     pub(super) async fn bundle(&self, cluster: &ClusterSettings) -> Result<talos::Bundle, Failure> {
-        let bundle = self.read_bundle(cluster).await?;
-        self.lacks().insert(cluster.name.clone(), bundle.lacks());
-        Ok(bundle)
-    }
-
-    async fn read_bundle(&self, cluster: &ClusterSettings) -> Result<talos::Bundle, Failure> {
         let name = &cluster.name;
         if let IssuerSettings::Talos {
             secrets: Some(path),

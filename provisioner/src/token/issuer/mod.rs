@@ -22,9 +22,7 @@ mod sweep;
 mod talos;
 mod vault;
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 
@@ -148,9 +146,6 @@ pub struct Issuers {
     vault: vault::Vault,
     store: Store,
     recorder: Recorder,
-    /// What each cluster's bundle did not have when it was last read. A hint: see
-    /// [`Self::look`].
-    lacks: Mutex<BTreeMap<String, Vec<&'static str>>>,
 }
 
 impl Issuers {
@@ -184,7 +179,6 @@ impl Issuers {
             vault: vault::Vault::new(state_dir.join("cluster-secrets.key")),
             store,
             recorder,
-            lacks: Mutex::default(),
         })
     }
 
@@ -216,10 +210,20 @@ impl Issuers {
         })
     }
 
-    /// What templates may know of a cluster; none when there is no such.
-    #[must_use]
-    pub fn facts(&self, name: &str) -> Option<ClusterFacts> {
+    /// What templates may know of a cluster; none when there is no such. A Talos cluster's bundle
+    /// is read for what it does not have. One that cannot be read tells nothing:
+    /// [`Self::ready`] and [`Self::issue`] say why.
+    pub async fn look(&self, name: &str) -> Option<ClusterFacts> {
         let cluster = self.cluster(name).ok()?;
+        let has_bundle = matches!(cluster.issuer, IssuerSettings::Talos { .. });
+        let lacks = match has_bundle {
+            true => self.bundle(cluster).await.map(|bundle| bundle.lacks()),
+            false => Ok(Vec::new()),
+        };
+        let lacks = lacks.unwrap_or_else(|failure| {
+            tracing::debug!(cluster = name, reason = failure.reason, "no secrets");
+            Vec::new()
+        });
         let own_ca = matches!(
             cluster.issuer,
             IssuerSettings::Kubernetes { .. } | IssuerSettings::Talos { .. }
@@ -230,24 +234,9 @@ impl Issuers {
             host: cluster.host.clone(),
             token_id: own_ca,
             ca: own_ca || cluster.ca.is_some(),
-            bundle: matches!(cluster.issuer, IssuerSettings::Talos { .. }),
-            lacks: self.lacks().get(name).cloned().unwrap_or_default(),
+            bundle: has_bundle,
+            lacks,
         })
-    }
-
-    /// Learns what a Talos cluster's bundle has, so that [`Self::facts`] tells it. One that cannot
-    /// be read teaches nothing: [`Self::ready`] and [`Self::issue`] say why.
-    pub async fn look(&self, name: &str) {
-        if let Ok(cluster) = self.cluster(name)
-            && matches!(cluster.issuer, IssuerSettings::Talos { .. })
-            && let Err(failure) = self.bundle(cluster).await
-        {
-            tracing::debug!(cluster = name, reason = failure.reason, "no secrets");
-        }
-    }
-
-    fn lacks(&self) -> MutexGuard<'_, BTreeMap<String, Vec<&'static str>>> {
-        self.lacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a cluster's issuer could be asked: its files are there and can be read. Nothing

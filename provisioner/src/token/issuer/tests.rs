@@ -363,9 +363,12 @@ async fn talos_secrets_are_imported_and_sealed() {
     assert!(!stored.sealed.windows(hidden.len()).any(|w| w == hidden));
     // The next daemon opens them.
     let issuers = site.open();
-    assert!(issuers.facts("prod").unwrap().lacks.is_empty(), "not read");
-    issuers.look("prod").await;
-    assert_eq!(issuers.facts("prod").unwrap().lacks, ["aescbc_secret"]);
+    let facts = issuers.look("prod").await.unwrap();
+    assert!(
+        facts.bundle && facts.lacks == ["aescbc_secret"],
+        "{facts:?}"
+    );
+    assert!(issuers.look("prid").await.is_none());
     let bundle = JoinWanted {
         bundle: true,
         ..JoinWanted::default()
