@@ -31,7 +31,7 @@ const TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-se
 /// Header that a session's token is shown in.
 const SESSION: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 /// Header that the one-use token may be shown in, instead of the path.
-const SECRET: HeaderName = HeaderName::from_static("x-anneal-config-token");
+const SECRET: HeaderName = HeaderName::from_static("x-anneal-metadata-token");
 /// The longest session that EC2 gives, seconds.
 const LONGEST: u64 = 21_600;
 /// The document that stands for the session in the record of what was served.

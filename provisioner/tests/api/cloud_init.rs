@@ -141,7 +141,7 @@ async fn a_session_is_for_who_has_the_secret_and_for_one_address() {
     assert_eq!(status, 401, "{text}");
     let (status, _) = curl(&node, MACHINE, &[], &at("latest/meta-data/")).await;
     assert_eq!(status, 401);
-    let shown = format!("x-anneal-config-token: {secret}");
+    let shown = format!("x-anneal-metadata-token: {secret}");
     let with = [&PUT[..], &["-H", &shown]].concat();
     let (status, text) = curl(&node, OTHER_MACHINE, &with, &token).await;
     assert_eq!(status, 403, "{text}");
