@@ -240,31 +240,36 @@ mod tests {
         assert!(!failure.to_string().contains("hunter2"), "{failure}");
     }
 
-    /// A BMC that answers every request after the client had time to send another one; gives the
-    /// most requests that it saw at the same time, and all that it saw.
-    async fn slow_bmc(listener: tokio::net::TcpListener, seen: Arc<Mutex<(usize, usize, usize)>>) {
+    /// What a BMC saw.
+    #[derive(Default)]
+    struct Seen {
+        /// Requests that are not answered yet, and the most of them at the same time.
+        open: usize,
+        most: usize,
+        /// Requests.
+        all: usize,
+        /// Sessions that were deleted.
+        given_back: usize,
+    }
+
+    /// A BMC that answers every request after the client had time to send another one.
+    async fn slow_bmc(listener: tokio::net::TcpListener, seen: Arc<Mutex<Seen>>) {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let seen = seen.clone();
             connections.spawn(async move {
                 {
                     let mut seen = seen.lock().unwrap();
-                    seen.0 += 1;
-                    seen.1 = seen.1.max(seen.0);
-                    seen.2 += 1;
+                    seen.open += 1;
+                    seen.most = seen.most.max(seen.open);
+                    seen.all += 1;
                 }
                 answer(stream, &seen).await
             });
         }
     }
 
-    /// Sessions that were deleted; only one test closes a pool.
-    static GIVEN_BACK: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-
-    async fn answer(
-        mut stream: tokio::net::TcpStream,
-        seen: &Mutex<(usize, usize, usize)>,
-    ) -> std::io::Result<()> {
+    async fn answer(mut stream: tokio::net::TcpStream, seen: &Mutex<Seen>) -> std::io::Result<()> {
         use tokio::io::AsyncWriteExt;
         let mut request = [0; 4096];
         let length = stream.read(&mut request).await?;
@@ -273,11 +278,11 @@ mod tests {
         if line.starts_with("POST /redfish/v1/SessionService/Sessions ") {
             let session = "HTTP/1.1 201 x\r\nX-Auth-Token: t\r\nLocation: /sessions/7\r\n";
             let answer = format!("{session}Content-Length: 2\r\n\r\n{{}}");
-            seen.lock().unwrap().0 -= 1;
+            seen.lock().unwrap().open -= 1;
             return stream.write_all(answer.as_bytes()).await;
         }
         if line.starts_with("DELETE /sessions/7 ") {
-            GIVEN_BACK.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            seen.lock().unwrap().given_back += 1;
         }
         let (status, body) = match request.split(' ').nth(1) {
             Some("/redfish/v1/") => (200, r#"{"Systems": {"@odata.id": "/s"}}"#),
@@ -286,7 +291,7 @@ mod tests {
             _ => (404, "{}"),
         };
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        seen.lock().unwrap().0 -= 1;
+        seen.lock().unwrap().open -= 1;
         let length = body.len();
         let text = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n{body}");
         stream.write_all(text.as_bytes()).await
@@ -297,7 +302,7 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redfish+http://{}", listener.local_addr().unwrap());
-        let seen = Arc::new(Mutex::new((0, 0, 0)));
+        let seen = Arc::<Mutex<Seen>>::default();
         let server = tokio::spawn(slow_bmc(listener, seen.clone()));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "pw").unwrap();
@@ -307,9 +312,9 @@ mod tests {
             assert_eq!(state.unwrap(), PowerState::On);
         }
         server.abort();
-        let (_, most, all) = *seen.lock().unwrap();
-        assert_eq!(most, 1, "at the same time, of {all}");
-        assert!(all > 8);
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.most, 1, "at the same time, of {}", seen.all);
+        assert!(seen.all > 8);
     }
 
     #[tokio::test]
@@ -317,11 +322,12 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("redfish+http://{}", listener.local_addr().unwrap());
-        let server = tokio::spawn(slow_bmc(listener, Arc::default()));
+        let seen = Arc::<Mutex<Seen>>::default();
+        let server = tokio::spawn(slow_bmc(listener, seen.clone()));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "pw").unwrap();
         let (pool, bmc) = (pool(file.path()), bmc(&url, file.path()));
-        let given_back = || GIVEN_BACK.load(std::sync::atomic::Ordering::SeqCst);
+        let given_back = || seen.lock().unwrap().given_back;
         pool.power_state(&bmc).await.unwrap();
         assert_eq!(given_back(), 0, "the session is kept between calls");
         pool.close().await;

@@ -2,13 +2,14 @@
 //! the order that holds the URL.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use anneal_protocol::cmdline::Boot;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, INVENTORY, NodeKey, inventory_with_a_vlan};
+use crate::nodes::run;
 
 const MACHINE: &str = "10.77.0.11";
 const OTHER_MACHINE: &str = "10.77.0.12";
@@ -143,7 +144,7 @@ impl Site {
             .args(["-w", "\n%{http_code}"])
             .args(more)
             .arg(url);
-        let output = run(curl).await;
+        let output = run(curl, "").await;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{text} {output:?}");
         let (body, status) = text.rsplit_once('\n').unwrap();
@@ -167,19 +168,6 @@ impl Site {
             .await;
         assert!(run["why"].as_str().unwrap().contains(word), "{run}");
     }
-}
-
-/// Runs a program while the daemon, which lives in this thread, goes on. A thread inherits the
-/// network namespace of the one that makes it.
-async fn run(mut command: Command) -> Output {
-    let name = format!("{:?}", command.get_program());
-    let (done, wait) = tokio::sync::oneshot::channel();
-    let thread = std::thread::spawn(move || {
-        let _ = done.send(command.output());
-    });
-    let output = wait.await.unwrap();
-    thread.join().unwrap();
-    output.unwrap_or_else(|e| panic!("{name}: {e}; see PACKAGES in scripts/setup.sh"))
 }
 
 #[tokio::test]
@@ -338,7 +326,7 @@ async fn ignition_fetches_its_config_by_url() {
             .arg("--config-cache")
             .arg(cache)
             .env("IGNITION_CONFIG_FILE", &pointer);
-        run(ignition)
+        run(ignition, "")
     };
     let output = fetch(&cache).await;
     assert!(output.status.success(), "{output:?}");

@@ -50,6 +50,7 @@ async fn a_node_that_fell_back_is_recorded_as_it_runs_and_its_run_fails() {
     assert_eq!(events.len(), 1, "{events:?}");
     assert_eq!(events[0]["message"], difference);
     assert_eq!(events[0]["data"]["installed_version"], "2");
+    node.daemon.stop().await;
 }
 
 #[tokio::test]
@@ -73,5 +74,6 @@ async fn what_was_installed_is_the_daemons_word_and_no_version_is_unknown() {
             (&json!("provisioned"), &kept)
         );
         assert!(node.events("node.other-version").await.is_empty());
+        node.daemon.stop().await;
     }
 }
