@@ -16,7 +16,7 @@ RACK := target/debug/virtual-rack
 # that nothing is compiled twice: the features of a dependency depend on who is selected, and on whether tests are.
 SIDE := --workspace --exclude anneal-agent
 
-.PHONY: help setup build netboot image demo lab lab-down vagrant-test deb test check fuzz bench bench-setup \
+.PHONY: help setup build netboot image demo lab lab-down vagrant-setup vagrant-test deb test check fuzz bench bench-setup \
   test-workspace test-agent test-scenarios test-kubernetes power-cuts test-coreos-installer check-format check-lints check-deny advisories
 
 help: ## list the targets
@@ -46,12 +46,15 @@ lab: build netboot image ## the same rack, left running to play with
 lab-down: ## remove the rack that `make lab` left
 	@$(SUDO) $(RACK) lab-down
 
-vagrant-test: build netboot ## one machine of the Vagrant lab, up, powered and removed (installs vagrant)
+# After `setup`, also with -j: two apt-get would be in each other's way.
+vagrant-setup: setup ## install what `make vagrant-test` needs; says what and why
 	@command -v vagrant >/dev/null || { \
 	  echo 'installing with apt: vagrant, vagrant-libvirt (the Vagrant lab)'; \
 	  $(SUDO) apt-get update -q && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -q -y --no-install-recommends vagrant vagrant-libvirt; }
+
+vagrant-test: build netboot vagrant-setup ## one machine of the Vagrant lab, up, powered and removed
 	@$(SUDO) vagrant/ci.sh
 
 deb: netboot ## a Debian package, in target/debian

@@ -16,7 +16,7 @@ say() { printf 'vagrant-test: %s\n' "$*"; }
 if [ "${1:-}" != --inside ]; then
   [ "$(id -u)" = 0 ] || die 'needs root for its namespaces: use sudo'
   command -v vagrant >/dev/null || die 'vagrant is missing: apt install vagrant vagrant-libvirt'
-  exec timeout --foreground 600 unshare --net --mount --propagation private --pid --fork --kill-child \
+  exec timeout --foreground 1800 unshare --net --mount --propagation private --pid --fork --kill-child \
     --mount-proc -- "$here/ci.sh" --inside
 fi
 
@@ -115,7 +115,7 @@ else
 fi
 
 python3 sniff.py anneal0 52:54:00:aa:00:01 >"$work/sniff.log" 2>&1 &
-wait_for 10 'the sniffer' grep -q listening "$work/sniff.log"
+wait_for 60 'the sniffer' grep -q listening "$work/sniff.log"
 reset On
 wait_for 30 'r1n1 to be on' state_is running
 wait_for 120 'the DHCPDISCOVER of its firmware' grep -q '^DISCOVER' "$work/sniff.log"
