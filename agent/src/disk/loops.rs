@@ -9,6 +9,10 @@ use anneal_protocol::disk::{DiskHints, DiskSelector};
 
 use super::{Chosen, choose};
 use crate::cmdline::Options;
+use attached::Attached;
+
+#[path = "../../tests/it/attached.rs"]
+mod attached;
 
 /// Each: its kernel name, size in MiB, package, and how `FILE` is made one with the label `L`.
 pub const FILE_SYSTEMS: [(&str, u64, &str, &str); 4] = [
@@ -60,15 +64,14 @@ fn run(package: &str, command: &mut Command, line: &str) -> String {
     String::from_utf8(ran.stdout).unwrap().trim().to_owned()
 }
 
-/// A loop device. It goes when nobody has it open any more: the last is this process, however it
-/// ends.
+/// A disk as a loop device.
 #[derive(Debug)]
 pub struct Loop {
     pub node: PathBuf,
     /// The file behind it; its name is the serial of the disk.
     pub file: PathBuf,
     serial: String,
-    _open: std::fs::File,
+    _attached: Attached,
     _dir: tempfile::TempDir,
 }
 
@@ -121,15 +124,12 @@ impl Loop {
             &format!("sgdisk -n 1:2048:+{sectors} -t 1:8300 -c 1:{partition} {to}"),
         );
         std::fs::remove_file(part).unwrap();
-        let node = tool("mount", &format!("losetup --show -fP {to}"));
-        let open = std::fs::File::open(&node);
-        // Open, it is only marked.
-        tool("mount", &format!("losetup -d {node}"));
+        let attached = Attached::new(&file, &["-P"]);
         Self {
-            node: PathBuf::from(node),
+            node: PathBuf::from(&attached.node),
             file,
             serial,
-            _open: open.unwrap(),
+            _attached: attached,
             _dir: dir,
         }
     }

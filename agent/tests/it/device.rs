@@ -7,13 +7,14 @@ use std::process::Command;
 
 use anneal_agent::disk::device::{Aligned, BlockDevice, Disk, open_exclusive};
 
-use crate::support::{Loop, eventually};
+use crate::support::{Loop, eventually, own_mounts};
 
 const MIB: u64 = 1 << 20;
 
 /// A file in a file system that knows neither direct I/O nor holes; nothing of it is left when
 /// this process ends, however it does.
 fn plain_file(size: u64) -> (std::fs::File, PathBuf) {
+    own_mounts();
     let dir = tempfile::tempdir().unwrap();
     let run = |program: &str, args: &[&str]| {
         let status = Command::new(program).args(args).arg(dir.path()).status();

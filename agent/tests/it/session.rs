@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::daemon::{
     Daemon, MIB, Sealed, by_serial, code, daemon, no_images, output, raw_disk, seal,
 };
-use crate::support::{Answer, Authority, Loop, Server, Then, eventually};
+use crate::support::{Answer, Authority, Loop, Server, Then, eventually, own_mounts};
 
 /// An agent that is stopped when the test ends.
 struct Agent(Child);
@@ -309,6 +309,7 @@ fn disks_are_refused() {
 
 #[test]
 fn a_mounted_disk_is_refused() {
+    own_mounts();
     let raw = raw_disk();
     let sealed = seal(&raw);
     let disk = Loop::new("an-agent-mounted.img", 64 * MIB);

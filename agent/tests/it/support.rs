@@ -4,6 +4,8 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest as _, Sha256};
+
+use crate::attached::Attached;
 
 /// The host, as a guest behind QEMU's user network sees it.
 pub const QEMU_HOST: &str = "10.0.2.2";
@@ -260,12 +264,23 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A loop device. It goes when nobody has it open any more: the last is this process, however it
-/// ends.
+/// Moves this thread, and what it starts, among mounts of its own: what it mounts goes with them,
+/// however they end.
+pub fn own_mounts() {
+    // SAFETY: only which mounts this thread sees changes, no descriptors.
+    let own = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) };
+    own.expect("tests that mount need root");
+    let private = Command::new("mount")
+        .args(["--make-rprivate", "/"])
+        .status();
+    assert!(private.expect("mount: install the package mount").success());
+}
+
+/// A loop device over a file.
 pub struct Loop {
     pub node: String,
-    pub file: std::path::PathBuf,
-    _open: std::fs::File,
+    pub file: PathBuf,
+    _attached: Attached,
     _dir: Option<tempfile::TempDir>,
 }
 
@@ -286,33 +301,16 @@ impl Loop {
     }
 
     /// Over a file that is there.
-    pub fn over(file: &std::path::Path) -> Self {
+    pub fn over(file: &Path) -> Self {
         Self::attach(file, &[])
     }
 
-    fn attach(file: &std::path::Path, more: &[&str]) -> Self {
-        let output = std::process::Command::new("losetup")
-            .args(["--show", "-f"])
-            .args(more)
-            .arg(file)
-            .output()
-            .expect("losetup: install the package mount");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let node = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        let open = std::fs::File::open(&node);
-        // Open, it is only marked.
-        let marked = std::process::Command::new("losetup")
-            .args(["-d", &node])
-            .status();
-        assert!(marked.unwrap().success());
+    fn attach(file: &Path, more: &[&str]) -> Self {
+        let attached = Attached::new(file, more);
         Self {
-            node,
+            node: attached.node.clone(),
             file: file.to_owned(),
-            _open: open.unwrap(),
+            _attached: attached,
             _dir: None,
         }
     }
