@@ -28,8 +28,8 @@ const FRAME: usize = 256 << 10;
 const SECTOR: usize = 512;
 /// Which seeds, as `FIRST..LAST`; all of them take a quarter of an hour.
 const SEEDS: &str = "ANNEAL_POWER_CUT_SEEDS";
-/// These go off in the clearing, in the bulk and in the finish.
-const FEW: Range<u64> = 0..3;
+/// These go off in the clearing, in the bulk and in the finish: see [`Cut::draw`].
+const FEW: Range<u64> = 49..52;
 
 fn seeds() -> Range<u64> {
     let Ok(text) = std::env::var(SEEDS) else {
