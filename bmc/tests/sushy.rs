@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anneal_bmc::{
@@ -24,19 +25,23 @@ const FIRST: &str = "27946b59-9e44-4fa7-8e91-f3527a1ef094";
 struct Emulator {
     child: Child,
     dir: tempfile::TempDir,
+    host: String,
     port: u16,
     fingerprint: String,
 }
 
 impl Emulator {
-    /// Starts it on a free port of the loopback interface and waits until it answers.
+    /// Starts it on a free port of the loopback interface and waits until it answers. Its address is
+    /// its own, so that nobody takes the port between finding and using it.
     async fn start(systems: &[(&str, &str)]) -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let host = format!("127.77.1.{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let venv = venv();
         let dir = tempfile::tempdir().unwrap();
         let fingerprint = certificate(dir.path());
         std::fs::write(dir.path().join("htpasswd"), htpasswd(&venv)).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
+        let port = TcpListener::bind((host.as_str(), 0))
             .unwrap()
             .local_addr()
             .unwrap()
@@ -48,7 +53,7 @@ impl Emulator {
         command
             .arg("--config")
             .arg(&config)
-            .args(["--interface", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--interface", &host, "--port", &port.to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -66,6 +71,7 @@ impl Emulator {
         let mut emulator = Self {
             child,
             dir,
+            host,
             port,
             fingerprint,
         };
@@ -75,7 +81,7 @@ impl Emulator {
 
     async fn wait_until_it_answers(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while std::net::TcpStream::connect((self.host.as_str(), self.port)).is_err() {
             let ended = self.child.try_wait().unwrap();
             assert!(
                 ended.is_none(),
@@ -96,7 +102,7 @@ impl Emulator {
     }
 
     fn client(&self, path: &str, password: &str, pin: &str) -> Client {
-        let url = format!("redfish+https://127.0.0.1:{}{path}", self.port);
+        let url = format!("redfish+https://{}:{}{path}", self.host, self.port);
         let endpoint = Endpoint::parse(&url, Some(pin)).unwrap();
         let credentials = Credentials::new("root", password.to_owned());
         let timing = Timing {
@@ -109,10 +115,11 @@ impl Emulator {
     /// What it has, as another client sees it.
     async fn seen(&self, pointer: &str) -> String {
         let output = Command::new("curl")
-            .args(["-sk", "-u", &format!("root:{PASSWORD}")])
+            .args(["-sk", "--noproxy", "*"])
+            .args(["-u", &format!("root:{PASSWORD}")])
             .arg(format!(
-                "https://127.0.0.1:{}/redfish/v1/Systems/{FIRST}",
-                self.port
+                "https://{}:{}/redfish/v1/Systems/{FIRST}",
+                self.host, self.port
             ))
             .output()
             .expect("curl is missing: run `make setup`");
