@@ -29,7 +29,7 @@ const MOMENT: Duration = Duration::from_millis(20);
 const LONGER: Duration = Duration::from_millis(100);
 /// SIGKILL from outside can miss a boundary that is short; then the machine is provisioned again
 /// for those that were missed, at most so many times in all.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 6;
 
 fn at_every_boundary(work: &Path) -> anyhow::Result<()> {
     let mut bench = Bench::set(work, 8)?;

@@ -38,7 +38,7 @@ steps:
     timeout: 5m
   - name: write the image
     uses: stream-image
-    with: { stall_timeout: 5s, verify: none }
+    with: { stall_timeout: 15s, verify: none }
     retries: 1
     retry_delay: 1s
 ";

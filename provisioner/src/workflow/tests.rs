@@ -132,7 +132,7 @@ async fn one_fault_of_each_kind_costs_an_attempt_and_not_the_run() {
         };
         counter.store(1, Ordering::SeqCst);
         if fault == "hang" {
-            rack.silence = Duration::from_millis(500);
+            rack.silence = Duration::from_secs(2);
         }
         let engine = rack.start_daemon(None);
         let run = engine.start(&Rack::request()).await.unwrap();

@@ -20,7 +20,7 @@ fn first_request(site: &Site, machine: &[&str]) -> String {
         site.wire.ip(&format!("link set {port} master br0 up"));
     }
     site.wire.ip("link set br0 up");
-    let _server = site.serve_with(|config| config.interface = "br0".to_owned());
+    let server = site.serve_with(|config| config.interface = "br0".to_owned());
     let requests = listen(&site.wire);
     let mut qemu = site.wire.command("qemu-system-x86_64", "qemu-system-x86");
     qemu.args([
@@ -37,9 +37,12 @@ fn first_request(site: &Site, machine: &[&str]) -> String {
     .args(["-device", "virtio-rng-pci,rng=r0"])
     .args(machine);
     let _machine = Running::start(&mut qemu);
-    requests
+    let request = requests
         .recv_timeout(PATIENCE)
-        .expect("the firmware asks for its boot file")
+        .expect("the firmware asks for its boot file");
+    // Until all that happened is stored.
+    server.end();
+    request
 }
 
 /// Listens where boot files would be; nothing is served.
@@ -109,11 +112,15 @@ fn without(kinds: &[&str]) -> Vec<String> {
     kinds.iter().flat_map(pair).collect()
 }
 
+/// What was acknowledged, each once: firmware that waited too long asks again.
 fn stages(site: &Site) -> Vec<String> {
     let acks = site.events(kind::DHCP_ACK);
-    acks.iter()
+    let mut stages: Vec<String> = acks
+        .iter()
         .map(|row| format!("{} {}", row.event.data["stage"], row.event.data["arch"]))
-        .collect()
+        .collect();
+    stages.dedup();
+    stages
 }
 
 #[test]

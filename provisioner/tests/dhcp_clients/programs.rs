@@ -38,6 +38,7 @@ fn different_clients_of_one_card_get_one_address() {
         assert!(line.contains("mask=255.255.255.0"), "{line}");
         assert!(line.contains("name=r1n1"), "{line}");
     }
+    let counters = server.counters.clone();
     server.end();
     let leases = site.leases();
     assert_eq!(leases.len(), 1, "{leases:?}");
@@ -46,7 +47,10 @@ fn different_clients_of_one_card_get_one_address() {
         (RESERVED, LeaseState::Bound)
     );
     let acks = site.events(kind::DHCP_ACK);
-    assert_eq!(acks.len(), 4);
+    // A client that was not answered soon enough asks again.
+    assert!(acks.len() >= 4, "{acks:?}");
+    let sent = counters.acks.load(Ordering::Relaxed);
+    assert!(acks.len() as u64 <= sent, "{sent} were sent: {acks:?}");
     for ack in acks {
         assert_eq!(ack.event.machine.as_deref(), Some("r1n1"));
         assert_eq!(ack.event.data["stage"], "system");

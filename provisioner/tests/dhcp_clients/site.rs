@@ -106,11 +106,12 @@ impl Site {
         }
     }
 
-    /// busybox udhcpc, in the foreground.
+    /// busybox udhcpc, in the foreground. Every answer waits for the disk, so it is patient: a question
+    /// that is asked again may be answered twice.
     pub fn udhcpc(&self, arguments: &str) -> std::process::Command {
         let mut command = self.client.command("udhcpc", "udhcpc");
         command
-            .args(["-f", "-i", "cli0", "-T", "1", "-s"])
+            .args(["-f", "-i", "cli0", "-t", "30", "-T", "3", "-s"])
             .arg(self.path("script"))
             .args(arguments.split_whitespace());
         command

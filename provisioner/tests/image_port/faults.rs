@@ -8,7 +8,8 @@ use provisioner::http::blob::{Limits, Patience};
 
 use super::port::{HEX, Port, noise};
 
-const SHORT: Duration = Duration::from_millis(200);
+/// Longer than a client's thread waits for a processor on a busy host.
+const SHORT: Duration = Duration::from_millis(1500);
 
 fn impatient() -> Patience {
     Patience {
@@ -147,7 +148,11 @@ fn a_head_that_does_not_end_and_a_silent_client_are_cut_off() {
 #[test]
 fn a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
     let data = noise(24 << 20);
-    let port = Port::with(&data, Limits::default(), impatient());
+    let patience = Patience {
+        stall: SHORT,
+        ..Patience::default()
+    };
+    let port = Port::with(&data, Limits::default(), patience);
     let mut stuck = port.connect();
     stuck.ask("");
     stuck.head();

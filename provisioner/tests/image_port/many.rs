@@ -72,7 +72,8 @@ fn a_machine_with_many_connections_gets_no_more_than_one_with_one() {
     let data = noise(64 << 20);
     let limits = Limits {
         per_machine: None,
-        total: Some(96 << 20),
+        // Little enough to be what is slow, whatever else the host does.
+        total: Some(24 << 20),
     };
     let port = Arc::new(Port::with(&data, limits, Patience::default()));
     let counts: Arc<[AtomicU64; 2]> = Arc::default();
@@ -92,7 +93,7 @@ fn a_machine_with_many_connections_gets_no_more_than_one_with_one() {
             }
         })
     };
-    let enough = 32 << 20;
+    let enough = 16 << 20;
     let mut threads: Vec<_> = (0..8).map(|_| read(1, enough)).collect();
     threads.push(read(0, enough));
     for thread in threads {
@@ -102,7 +103,7 @@ fn a_machine_with_many_connections_gets_no_more_than_one_with_one() {
     assert!(lonely >= enough, "it was read to the end: {lonely}");
     let ratio = many as f64 / lonely as f64;
     // By connections it would be 8; sockets hold some megabytes besides.
-    assert!((0.4..2.5).contains(&ratio), "{many} / {lonely} = {ratio}");
+    assert!((0.25..4.0).contains(&ratio), "{many} / {lonely} = {ratio}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ const LENGTH: usize = 3 << 20;
 fn patience() -> Patience {
     Patience {
         connect: Duration::from_secs(5),
-        stall: Duration::from_millis(1500),
+        stall: Duration::from_secs(5),
         pause: Duration::from_millis(5),
         tries: 3,
     }
