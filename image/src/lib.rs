@@ -11,6 +11,7 @@
 //! |---|---|
 //! | ingest | [`pack()`], [`Packed::into_manifest`], [`SignedManifest::sign`], [`verify_store`] |
 //! | agent | [`SignedManifest::open`], [`WritePlan`], [`FrameReader`] or [`decode_frame`] |
+//! | all who meet a GPT | [`gpt`] |
 //!
 //! Invariants: a [`Manifest`] in memory obeys its limits, because there is no other way to make
 //! one; bytes that come out of [`FrameReader`] and [`decode_frame`] have the digest that the
@@ -19,6 +20,7 @@
 //! Not here: network, async, TLS, the daemon's catalog, the agent's disk.
 
 mod decode;
+pub mod gpt;
 mod manifest;
 mod pack;
 mod plan;

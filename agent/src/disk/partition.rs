@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anneal_image::gpt::header_sectors;
 use anneal_protocol::agent::{FailureCode, PartitionRef, StepFailure};
 
 use super::{Found, device, gpt, probe};
@@ -299,9 +300,9 @@ fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
     let protective = (0..4).any(|i| mbr[446 + 16 * i + 4] == 0xee);
     if protective {
         let size = io::Seek::seek(&mut &*file, io::SeekFrom::End(0))?;
-        let backup = (size / sector).saturating_sub(1);
+        let [first, backup] = header_sectors(size, sector);
         // Without a good copy it stays unknown what is on the disk: that is not "nothing".
-        let error = match gpt::read(file, sector, 1) {
+        let error = match gpt::read(file, sector, first) {
             Ok(Some(partitions)) => return Ok(partitions),
             Ok(None) => io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::process::Command;
 
+use anneal_image::gpt::crc32;
 use anneal_protocol::agent::{FailureCode, PartitionRef};
 
 use super::*;
@@ -142,7 +143,7 @@ fn an_unreadable_primary_gpt_is_read_from_its_backup() {
     disk.read_exact_at(&mut header, 512).unwrap();
     header[72..80].copy_from_slice(&(1_u64 << 40).to_le_bytes());
     header[16..20].fill(0);
-    let checksum = gpt::crc32(&header[..92]);
+    let checksum = crc32(&header[..92]);
     header[16..20].copy_from_slice(&checksum.to_le_bytes());
     disk.write_all_at(&header, 512).unwrap();
     assert!(gpt::read(&disk, 512, 1).is_err());

@@ -6,12 +6,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use anneal_image::gpt::crc32;
 use anneal_image::{Facts, Manifest, PackOptions, pack};
 use anneal_protocol::agent::StepFailure;
 
 use super::body::Supply;
 use super::device::Disk;
-pub(super) use super::gpt::crc32;
 
 pub use random::Random;
 

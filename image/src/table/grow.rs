@@ -4,8 +4,8 @@
 //!
 //! Only the table: the file system in the partition is grown by the system that owns it.
 
-use super::read::{Gpt, crc32, u32_at};
 use super::{Partition, Table, TableKind};
+use crate::gpt::{Header, crc32, u32_at};
 
 /// Partitions end at a multiple of this, where there is room for it: what partitioning tools do.
 const ALIGN: u64 = 1 << 20;
@@ -98,14 +98,18 @@ pub fn grow(
         });
     }
     let partition = choose(table, which)?;
-    let gpt = Gpt::read(head, sector).map_err(GrowError::Damaged)?;
+    let gpt = Header::first(head, sector).map_err(|error| damaged(&error.to_string()))?;
     let place = Place::of(&gpt, head, disk_size)?;
     let end = place
         .end_of(partition)
         .ok_or(GrowError::NoRoom(disk_size))?;
+    let number = partition.number;
+    let entry = gpt
+        .entry(number)
+        .ok_or_else(|| damaged(&format!("it has no entry {number}")))?;
     let mut head = head.to_vec();
-    let entry = place.entries.start + (partition.number as usize - 1) * gpt.entry_size as usize;
-    put_u64(&mut head, entry + 40, end / place.sector - 1);
+    // All entries are in the head.
+    put_u64(&mut head, entry as usize + 40, end / place.sector - 1);
     let entries_crc = crc32(&head[place.entries.clone()]);
     protect(&mut head, disk_size / place.sector);
 
@@ -171,22 +175,19 @@ struct Place {
 }
 
 impl Place {
-    fn of(gpt: &Gpt, head: &[u8], disk_size: u64) -> Result<Self, GrowError> {
-        let damaged = |text: &str| GrowError::Damaged(text.to_owned());
-        let length = u64::from(gpt.count) * u64::from(gpt.entry_size);
-        let start = gpt.entries.checked_mul(gpt.sector);
-        let entries = start
-            .filter(|start| *start >= 2 * gpt.sector)
-            .and_then(|start| start.checked_add(length))
-            .filter(|end| *end <= head.len() as u64)
-            .map(|end| (end - length) as usize..end as usize)
-            .ok_or_else(|| damaged("its entries are not in the first slice of the image"))?;
-        let needed = length.div_ceil(gpt.sector) + 1;
-        let sectors = disk_size / gpt.sector;
+    fn of(gpt: &Header, head: &[u8], disk_size: u64) -> Result<Self, GrowError> {
+        let (sector, place) = (gpt.sector(), gpt.place());
+        if place.start < 2 * sector || place.end > head.len() as u64 {
+            return Err(damaged(
+                "its entries are not in the first slice of the image",
+            ));
+        }
+        let needed = (place.end - place.start).div_ceil(sector) + 1;
+        let sectors = disk_size / sector;
         let last_usable = sectors.checked_sub(needed + 1);
         Ok(Self {
-            sector: gpt.sector,
-            entries,
+            sector,
+            entries: place.start as usize..place.end as usize,
             last: sectors.saturating_sub(1),
             last_usable: last_usable.ok_or(GrowError::NoRoom(disk_size))?,
         })
@@ -200,6 +201,10 @@ impl Place {
             .into_iter()
             .find(|end| *end >= partition.end())
     }
+}
+
+fn damaged(text: &str) -> GrowError {
+    GrowError::Damaged(text.to_owned())
 }
 
 /// Makes the protective MBR cover the whole disk (UEFI 2.10, table 5.4).

@@ -1,7 +1,7 @@
 //! `sgdisk` makes the tables and judges what comes out.
 
 use super::*;
-use crate::table::read::u64_at;
+use crate::gpt::u64_at;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::process::Command;
@@ -105,6 +105,11 @@ fn refuses_what_cannot_be_grown() {
         grow(&head, None, 100 * MIB, 512, &Grow::Last),
         Err(GrowError::NoGpt)
     );
+    // Not the table of these bytes.
+    let mut other = table.clone();
+    other.partitions[1].number = 129;
+    let error = grow(&head, Some(&other), 100 * MIB, 512, &Grow::Last).unwrap_err();
+    assert!(error.to_string().ends_with("no entry 129"), "{error}");
     let mut damaged = head.clone();
     damaged[520] ^= 1;
     assert!(matches!(

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::gpt::crc32;
 
 const SIZE: u64 = 64 << 20;
 
@@ -58,11 +59,6 @@ fn problem(head: &[u8]) -> String {
     let found = read(head, SIZE);
     assert_eq!(found.table, None);
     found.problem.unwrap_or_else(|| "none".to_owned())
-}
-
-#[test]
-fn crc_is_the_usual_one() {
-    assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
 }
 
 #[test]
@@ -141,10 +137,10 @@ fn unusable_tables_are_none_with_a_reason() {
     assert!(problem(&head).contains("entries have a wrong checksum"));
     let changes: [(usize, u8, &str); 5] = [
         (12, 91, "says that it has 91 bytes"),
-        (24, 2, "not that of the first"),
-        (82, 1, "more than is read"),
-        (85, 128, "more than is read"),
-        (74, 1, "not in the first MiB"),
+        (24, 2, "that of sector 2, not of sector 1"),
+        (82, 1, "more than the 4096 that are read"),
+        (85, 128, "entries of 32896 bytes"),
+        (74, 1, "not in the first 262144 bytes"),
     ];
     for (at, value, expected) in changes {
         let mut head = gpt(512, &[("a", 100, 200)]);
@@ -156,8 +152,10 @@ fn unusable_tables_are_none_with_a_reason() {
 
 #[test]
 fn names_that_cannot_be_printed_are_left_out() {
-    let table = read(&gpt(512, &[("a\u{1b}[31m", 100, 200)]), SIZE).table;
-    assert_eq!(table.unwrap().partitions[0].label, None);
+    for name in ["a\u{1b}[31m", "a\u{fffd}"] {
+        let table = read(&gpt(512, &[(name, 100, 200)]), SIZE).table;
+        assert_eq!(table.unwrap().partitions[0].label, None);
+    }
 }
 
 #[test]
@@ -214,6 +212,31 @@ fn agrees_with_sfdisk() {
             }
         }
     }
+}
+
+/// As the agent reads it: 128 entries are usual, and others count as well.
+#[test]
+fn reads_long_tables_that_sgdisk_makes() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(SIZE).unwrap();
+    let made = std::process::Command::new("/usr/sbin/sgdisk")
+        .args(["-S", "4096", "-n", "1:2048:+1M", "-n", "1000:0:+1M"])
+        .args(["-c", "1000:KEEP"])
+        .arg(file.path())
+        .output()
+        .expect("sgdisk: install the package gdisk");
+    assert!(made.status.success(), "{made:?}");
+    let disk = std::fs::read(file.path()).unwrap();
+    let table = read(&disk[..HEAD], SIZE).table.unwrap();
+    let numbers: Vec<_> = table.partitions.iter().map(|part| part.number).collect();
+    assert_eq!(numbers, [1, 1000]);
+    assert_eq!(table.find("KEEP").unwrap().size, 1 << 20);
+    // Not the part of it that is there.
+    let problem = read(&disk[..HEAD / 4], SIZE).problem.unwrap();
+    assert!(
+        problem.contains("not in the first 262144 bytes"),
+        "{problem}"
+    );
 }
 
 fn sfdisk(disk: &std::path::Path, arguments: &[&str], script: &str) -> Vec<u8> {
