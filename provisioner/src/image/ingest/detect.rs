@@ -4,17 +4,11 @@
 //! Only what is sure is said: labels and type GUIDs that one family of systems uses. What is in
 //! the file systems is not looked at.
 
+use anneal_image::HEAD;
+use anneal_image::gpt::{self, Entry, GptError, Header};
+
 use super::IngestError;
 use crate::render::family::canonical;
-
-/// A GPT partition: as much as telling systems apart needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Partition {
-    /// Its name.
-    pub label: String,
-    /// Its type, as in the table (mixed endian).
-    pub kind: [u8; 16],
-}
 
 /// What was found out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +17,8 @@ pub struct Detected {
     pub families: Vec<&'static str>,
     /// Version, from the file's name.
     pub version: Option<String>,
+    /// Why nothing is known of the partitions, although there seems to be a table.
+    pub problem: Option<String>,
 }
 
 /// The system to seal the image with.
@@ -34,71 +30,33 @@ pub struct System {
     pub version: Option<String>,
 }
 
-/// How many bytes a disk that begins like this has, by its GPT: the backup header is in the
-/// last sector (UEFI 2.10, section 5.3.2). None without a GPT.
+/// Bytes from the beginning of a disk that its GPT takes, told by the first of them. None without
+/// a GPT that can be used, and when it takes more than is looked at when the disk is sealed.
 #[must_use]
-pub fn table_end(head: &[u8]) -> Option<u64> {
-    let (header, sector) = header(head)?;
-    let backup = le64(header, 32)?;
-    backup.checked_add(1)?.checked_mul(sector as u64)
+pub fn reach(head: &[u8]) -> Option<usize> {
+    let header = Header::first(head, gpt::sector_size(head)?).ok()?;
+    let end = usize::try_from(header.place().end).ok()?;
+    Some(end).filter(|end| *end <= HEAD)
 }
 
-fn header(head: &[u8]) -> Option<(&[u8], usize)> {
-    [512_usize, 4096].into_iter().find_map(|sector| {
-        let header = head.get(sector..sector + 92)?;
-        header.starts_with(b"EFI PART").then_some((header, sector))
-    })
+fn partitions(head: &[u8]) -> Result<Vec<Entry>, GptError> {
+    match gpt::sector_size(head) {
+        Some(sector) => gpt::primary(head, sector),
+        None => Ok(Vec::new()),
+    }
 }
 
-fn le64(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
-fn le32(bytes: &[u8], at: usize) -> Option<usize> {
-    let bytes = bytes.get(at..at + 4)?.try_into().ok()?;
-    usize::try_from(u32::from_le_bytes(bytes)).ok()
-}
-
-/// The partitions of a GPT, as far as `head` reaches.
-#[must_use]
-pub fn partitions(head: &[u8]) -> Vec<Partition> {
-    let table = || {
-        let (header, sector) = header(head)?;
-        let start = usize::try_from(le64(header, 72)?)
-            .ok()?
-            .checked_mul(sector)?;
-        let (count, size) = (le32(header, 80)?.min(256), le32(header, 84)?);
-        (128..=4096).contains(&size).then_some((start, count, size))
-    };
-    let Some((start, count, size)) = table() else {
-        return Vec::new();
-    };
-    head.get(start..)
-        .unwrap_or_default()
-        .chunks_exact(size)
-        .take(count)
-        .filter_map(|entry| {
-            let kind: [u8; 16] = entry[..16].try_into().ok()?;
-            let units: Vec<u16> = entry[56..128]
-                .chunks_exact(2)
-                .map(|unit| u16::from_le_bytes([unit[0], unit[1]]))
-                .take_while(|unit| *unit != 0)
-                .collect();
-            let label = String::from_utf16_lossy(&units);
-            (kind != [0; 16]).then_some(Partition { label, kind })
-        })
-        .collect()
-}
-
-/// Bottlerocket's private partition, 440408bb-eb0b-4328-a6e5-a29038fad706 as it lies on disk.
-const BOTTLEROCKET_PRIVATE: [u8; 16] = [
-    0xbb, 0x08, 0x04, 0x44, 0x0b, 0xeb, 0x28, 0x43, 0xa6, 0xe5, 0xa2, 0x90, 0x38, 0xfa, 0xd7, 0x06,
-];
+/// Type of Bottlerocket's private partition.
+const BOTTLEROCKET_PRIVATE: &str = "440408bb-eb0b-4328-a6e5-a29038fad706";
 
 /// Tells the system from the beginning of the raw disk and the names that the file had.
 #[must_use]
 pub fn detect(head: &[u8], names: &[&str]) -> Detected {
-    let mut families = families(&partitions(head));
+    let (partitions, problem) = match partitions(head) {
+        Ok(partitions) => (partitions, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let mut families = families(&partitions);
     // The same layout, another name: the file says which.
     let named = |family: &str| names.iter().any(|name| name.contains(family));
     if let Some(at) = families.iter().position(|family| named(family)) {
@@ -107,13 +65,17 @@ pub fn detect(head: &[u8], names: &[&str]) -> Detected {
     let version = families
         .first()
         .and_then(|family| names.iter().find_map(|name| version(family, name)));
-    Detected { families, version }
+    Detected {
+        families,
+        version,
+        problem,
+    }
 }
 
-fn families(partitions: &[Partition]) -> Vec<&'static str> {
-    let has = |label: &str| partitions.iter().any(|part| part.label == label);
-    let begins = |prefix: &str| partitions.iter().any(|part| part.label.starts_with(prefix));
-    let private = |part: &Partition| part.kind == BOTTLEROCKET_PRIVATE;
+fn families(partitions: &[Entry]) -> Vec<&'static str> {
+    let has = |label: &str| partitions.iter().any(|part| part.name == label);
+    let begins = |prefix: &str| partitions.iter().any(|part| part.name.starts_with(prefix));
+    let private = |part: &Entry| part.type_guid == BOTTLEROCKET_PRIVATE;
     if begins("BOTTLEROCKET-") || partitions.iter().any(private) {
         vec!["bottlerocket"]
     } else if has("USR-A") && has("OEM") {
@@ -199,9 +161,12 @@ pub fn choose(
         (Some(asked), _) => asked,
         (None, Some(found)) => found,
         (None, None) => {
-            return Err(IngestError::System(
-                "which operating system this is cannot be told from its partitions: say it with `--os`, for example `--os debian`".to_owned(),
-            ));
+            let problem = detected.problem.as_ref();
+            let why = problem.map(|problem| format!(" ({problem})"));
+            return Err(IngestError::System(format!(
+                "which operating system this is cannot be told from its partitions{}: say it with `--os`, for example `--os debian`",
+                why.unwrap_or_default()
+            )));
         }
     };
     // A version that was found speaks of the family that was found.
@@ -219,25 +184,40 @@ pub fn choose(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use anneal_image::gpt::crc32;
+
+    use super::super::format::PEEK;
     use super::*;
 
-    /// The head of a disk with a GPT of these labels.
-    fn disk(labels: &[&str], sector: usize) -> Vec<u8> {
-        let mut head = vec![0; 64 << 10];
-        head[sector..sector + 8].copy_from_slice(b"EFI PART");
-        head[sector + 32..sector + 40].copy_from_slice(&999_u64.to_le_bytes());
-        head[sector + 72..sector + 80].copy_from_slice(&2_u64.to_le_bytes());
-        head[sector + 80..sector + 84].copy_from_slice(&128_u32.to_le_bytes());
-        head[sector + 84..sector + 88].copy_from_slice(&128_u32.to_le_bytes());
-        for (index, label) in labels.iter().enumerate() {
+    /// The head of a disk whose GPT has so many entries; these are used, by index.
+    pub fn table(sector: usize, count: usize, labels: &[(usize, &str)]) -> Vec<u8> {
+        let mut head = vec![0; 2 * sector + count * 128];
+        for (index, label) in labels {
             let entry = &mut head[2 * sector + index * 128..][..128];
             entry[0] = 1;
             for (at, unit) in label.encode_utf16().enumerate() {
                 entry[56 + 2 * at..58 + 2 * at].copy_from_slice(&unit.to_le_bytes());
             }
         }
+        let entries = crc32(&head[2 * sector..]);
+        let header = &mut head[sector..sector + 92];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[12] = 92;
+        header[24] = 1;
+        header[72] = 2;
+        header[80..84].copy_from_slice(&(count as u32).to_le_bytes());
+        header[84] = 128;
+        header[88..92].copy_from_slice(&entries.to_le_bytes());
+        let checksum = crc32(header);
+        header[16..20].copy_from_slice(&checksum.to_le_bytes());
         head
+    }
+
+    /// The usual one, with these labels.
+    fn disk(labels: &[&str], sector: usize) -> Vec<u8> {
+        let labels: Vec<_> = labels.iter().copied().enumerate().collect();
+        table(sector, 128, &labels)
     }
 
     #[test]
@@ -308,6 +288,7 @@ mod tests {
         let flatcar = Detected {
             families: vec!["flatcar"],
             version: Some("4230.2.1".to_owned()),
+            problem: None,
         };
         let none = Detected::default();
         let system = choose(None, None, false, &flatcar, None).unwrap();
@@ -335,14 +316,52 @@ mod tests {
     }
 
     #[test]
-    fn knows_how_long_a_gpt_disk_is() {
-        for sector in [512_usize, 4096] {
-            let mut head = disk(&[], sector);
-            assert_eq!(table_end(&head), Some(1000 * sector as u64));
-            head[sector + 32..sector + 40].copy_from_slice(&u64::MAX.to_le_bytes());
-            assert_eq!(table_end(&head), None);
+    fn bottlerocket_has_a_type_of_its_own() {
+        let mut head = table(512, 4, &[]);
+        // As it lies on a disk.
+        let private = [
+            0xbb, 0x08, 0x04, 0x44, 0x0b, 0xeb, 0x28, 0x43, 0xa6, 0xe5, 0xa2, 0x90, 0x38, 0xfa,
+            0xd7, 0x06,
+        ];
+        head[1024..1040].copy_from_slice(&private);
+        let entries = crc32(&head[1024..]);
+        head[600..604].copy_from_slice(&entries.to_le_bytes());
+        head[528..532].fill(0);
+        let checksum = crc32(&head[512..604]);
+        head[528..532].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(detect(&head, &[]).families, ["bottlerocket"]);
+    }
+
+    /// Labels far behind the usual 128 entries tell a system like others; those of a table that
+    /// cannot be trusted tell none.
+    #[test]
+    fn all_of_the_table_counts_or_nothing() {
+        for sector in [512, 4096] {
+            let head = table(sector, 4096, &[(300, "USR-A"), (4095, "OEM")]);
+            assert_eq!(detect(&head, &[]).families, ["flatcar"]);
+            assert_eq!(reach(&head[..PEEK]), Some(head.len()));
+            let told = |head: &[u8]| {
+                let detected = detect(head, &[]);
+                assert_eq!(detected.families, [""; 0]);
+                choose(None, None, false, &detected, None)
+                    .unwrap_err()
+                    .to_string()
+            };
+            let error = told(&head[..PEEK]);
+            assert!(error.contains("not in the first 65536 bytes"), "{error}");
+            let mut damaged = head.clone();
+            damaged[2 * sector + 56] ^= 1;
+            let error = told(&damaged);
+            assert!(error.contains("(gpt entries have a wrong"), "{error}");
+            assert!(error.contains("`--os`"), "{error}");
+            let error = told(&table(sector, 4097, &[(0, "USR-A"), (1, "OEM")]));
+            assert!(error.contains("has 4097 entries"), "{error}");
         }
-        assert_eq!(table_end(&[0; 8192]), None);
-        assert_eq!(table_end(&[0; 100]), None);
+        for none in [&[0; 8192][..], &[0; 100], &[]] {
+            assert_eq!(
+                (reach(none), detect(none, &[])),
+                (None, Detected::default())
+            );
+        }
     }
 }

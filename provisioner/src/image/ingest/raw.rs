@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::IngestError;
 use super::decode::{Decoder, Source};
+use super::detect;
 use super::format::{Format, PEEK, sniff};
 use super::memory::Share;
 use super::qcow2::Qcow2;
@@ -36,7 +37,8 @@ pub struct Rules {
 pub struct RawDisk {
     /// Its layers from outside in, `xz`, `qcow2 in gzip`.
     pub format: String,
-    /// The first bytes of the raw disk, [`PEEK`] of them unless it is smaller.
+    /// The first bytes of the raw disk: [`PEEK`] of them unless it is smaller, more when its
+    /// partition table takes more.
     pub head: Vec<u8>,
     /// Name of the file inside an archive.
     pub inner_name: Option<String>,
@@ -59,7 +61,7 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
     let mut source = source;
     let (mut compressed, mut depth) = (false, 0);
     loop {
-        let (head, whole) = peek(source)?;
+        let (head, whole) = peek(source, PEEK)?;
         let format = sniff(&head)?;
         match format {
             Format::Tar if rules.tar && inner_name.is_none() => {
@@ -99,7 +101,7 @@ pub fn open(source: Source, rules: &Rules) -> Result<RawDisk, IngestError> {
         left: rules.max_size,
         limit: rules.max_size,
     };
-    let (head, reader) = peek(Box::new(limited))?;
+    let (head, reader) = beginning(Box::new(limited))?;
     let is_plain = layers.len() == 1 && size.is_none();
     if layers.len() > 1 && layers.last() == Some(&"raw") {
         layers.pop();
@@ -133,12 +135,21 @@ fn nested(format: Format, layers: &[&str]) -> IngestError {
     ))
 }
 
-/// The first bytes, and the whole again.
-fn peek(mut source: Source) -> Result<(Vec<u8>, Source), IngestError> {
-    let mut head = Vec::with_capacity(PEEK);
+/// What of a disk is looked at, and the whole again.
+fn beginning(disk: Source) -> Result<(Vec<u8>, Source), IngestError> {
+    let (head, whole) = peek(disk, PEEK)?;
+    match detect::reach(&head).filter(|end| *end > PEEK) {
+        Some(end) => peek(whole, end),
+        None => Ok((head, whole)),
+    }
+}
+
+/// The first bytes, so many, and the whole again.
+fn peek(mut source: Source, length: usize) -> Result<(Vec<u8>, Source), IngestError> {
+    let mut head = Vec::with_capacity(length);
     source
         .by_ref()
-        .take(PEEK as u64)
+        .take(length as u64)
         .read_to_end(&mut head)
         .map_err(|error| IngestError::from_io("reading the source", error))?;
     let whole = Cursor::new(head.clone()).chain(source);

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::image::ingest::decode::tests::{packed, sample};
+use crate::image::ingest::detect::tests::table;
 use crate::image::ingest::memory::Memory;
 
 fn rules(tar: bool) -> Rules {
@@ -59,6 +60,27 @@ fn every_published_form_is_the_same_disk() {
         assert_eq!(found, format);
         assert!(disk == raw, "{format}");
     }
+}
+
+#[test]
+fn all_of_a_long_partition_table_is_looked_at() {
+    let mut raw = table(512, 4096, &[(4095, "OEM")]);
+    let end = raw.len();
+    raw.resize(end + (64 << 10), 7);
+    for bytes in [raw.clone(), packed("xz", &["-c"], &raw)] {
+        let mut disk = open(Box::new(Cursor::new(bytes)), &rules(false)).unwrap();
+        assert!(disk.head == raw[..end]);
+        let mut read = Vec::new();
+        disk.reader.read_to_end(&mut read).unwrap();
+        assert!(read == raw);
+    }
+    // Cut short in the middle of its table, it is as long as it is.
+    let disk = open(
+        Box::new(Cursor::new(raw[..100 << 10].to_vec())),
+        &rules(false),
+    )
+    .unwrap();
+    assert!(disk.head == raw[..100 << 10]);
 }
 
 #[test]
