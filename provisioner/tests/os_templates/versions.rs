@@ -1,6 +1,7 @@
 //! What a system says of its version after it was installed, beside what was read from the name of
 //! the file that it was installed from: the same image must never count as another.
 
+use anneal_image::gpt::crc32;
 use provisioner::image::ingest::detect::detect;
 use provisioner::workflow::version::Other;
 use serde_json::Value;
@@ -167,18 +168,27 @@ OSTREE_VERSION=\"417.94.202411201839-0\"
 
 /// The head of a disk with these partitions.
 fn disk(labels: &[&str]) -> Vec<u8> {
+    const ENTRIES: usize = 1024;
     let mut head = vec![0; 64 << 10];
-    head[512..520].copy_from_slice(b"EFI PART");
-    head[584..592].copy_from_slice(&2_u64.to_le_bytes());
-    head[592..596].copy_from_slice(&128_u32.to_le_bytes());
-    head[596..600].copy_from_slice(&128_u32.to_le_bytes());
     for (index, label) in labels.iter().enumerate() {
-        let entry = &mut head[1024 + index * 128..][..128];
+        let entry = &mut head[ENTRIES + index * 128..][..128];
         entry[0] = 1;
         for (at, unit) in label.encode_utf16().enumerate() {
             entry[56 + 2 * at..58 + 2 * at].copy_from_slice(&unit.to_le_bytes());
         }
     }
+    let entries = crc32(&head[ENTRIES..ENTRIES + 128 * 128]);
+    let header = &mut head[512..512 + 92];
+    header[..8].copy_from_slice(b"EFI PART");
+    header[12] = 92;
+    // Where it lies and its entries, how many of them, and how long each is.
+    header[24] = 1;
+    header[72] = 2;
+    header[80] = 128;
+    header[84] = 128;
+    header[88..92].copy_from_slice(&entries.to_le_bytes());
+    let checksum = crc32(header);
+    header[16..20].copy_from_slice(&checksum.to_le_bytes());
     head
 }
 

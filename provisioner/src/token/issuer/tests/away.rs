@@ -46,7 +46,7 @@ async fn one_that_is_refused_does_not_keep_the_others() {
 /// A command that does not end stands for all tokens of its cluster, but not for ever the same one.
 #[tokio::test]
 async fn one_that_hangs_lets_the_others_go_first_the_next_time() {
-    let site = Site::new(|dir| scripts(dir, "{token_id}", 4)).await;
+    let site = Site::new(|dir| scripts(dir, "{token_id}", 15)).await;
     site.script("mint", COUNTED);
     let hangs = "echo $1 >> asked; [ $1 != abcde1 ] || sleep 600";
     site.script("revoke", hangs);
@@ -69,7 +69,7 @@ async fn one_that_hangs_lets_the_others_go_first_the_next_time() {
 /// The same holds for tokens that may yet be made: each would wait as long as the first.
 #[tokio::test]
 async fn one_that_hangs_stands_also_for_those_that_may_yet_be_made() {
-    let site = Site::new(|dir| scripts(dir, "{token_id}", 4)).await;
+    let site = Site::new(|dir| scripts(dir, "{token_id}", 15)).await;
     site.script("mint", COUNTED);
     site.script("revoke", "echo $1 >> asked; sleep 600");
     let issuers = site.open();
