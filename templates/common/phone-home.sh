@@ -17,7 +17,7 @@ made=$(printf '%d' "0x$(printf %s "$RUN" | tr -d - | cut -c1-12)" 2>/dev/null) |
 [ "$(date +%s)" -ge $((made / 1000)) ] || date --set="@$((made / 1000))" >/dev/null
 
 # What really runs, where the system can tell: the release, an image's own version, a bootc image's digest. The
-# provisioner compares them with what it installed: what counts otherwise than its publisher is not said.
+# provisioner compares it with what it installed, so a version that the image's publisher does not count by is left out.
 os=${PRETTY_NAME:-$NAME}
 version=${VERSION_ID:-}
 case "$OS" in
