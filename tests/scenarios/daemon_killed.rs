@@ -12,16 +12,19 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "a_daemon_killed_at_every_step_boundary_finishes_the_run",
-        run: at_every_boundary,
-    },
-    Scenario {
-        name: "a_daemon_killed_twice_while_an_image_streams_finishes_the_run",
-        run: twice_while_streaming,
-    },
+    Scenario::new(
+        "a_daemon_killed_at_every_step_boundary_finishes_the_run",
+        at_every_boundary,
+    )
+    .within(LIMIT),
+    Scenario::new(
+        "a_daemon_killed_twice_while_an_image_streams_finishes_the_run",
+        twice_while_streaming,
+    ),
 ];
 
+/// For as many runs as [`ROUNDS`].
+const LIMIT: Duration = Duration::from_secs(1500);
 /// How long the machine runs between two looks, once its agent is near: shorter than a step.
 const MOMENT: Duration = Duration::from_millis(20);
 /// The same while its kernel boots: shorter than what lies between an agent's enrolment and the

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anneal_protocol::agent::StreamResult;
 use anneal_protocol::api::{ProvisionRequest, RunView};
@@ -17,11 +18,14 @@ use crate::bench::{Bench, IMAGE, MACHINE, step_named};
 use crate::runner::Scenario;
 
 /// See the module.
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a_drifted_disk_is_found_told_and_put_right_by_what_differs",
-    run: drift,
-}];
+pub const SCENARIOS: &[Scenario] = &[Scenario::new(
+    "a_drifted_disk_is_found_told_and_put_right_by_what_differs",
+    drift,
+)
+.within(LIMIT)];
 
+/// The machine is started five times.
+const LIMIT: Duration = Duration::from_secs(1500);
 const MIB: u64 = 1 << 20;
 const ROOT: u64 = MIB;
 const STATE: u64 = 41 * MIB;

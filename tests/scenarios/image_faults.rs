@@ -14,18 +14,18 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "a_flipped_bit_in_the_image_fails_the_step_and_leaves_nothing_bootable",
-        run: flipped_bit,
-    },
-    Scenario {
-        name: "a_truncated_image_fails_the_step_and_leaves_nothing_bootable",
-        run: truncated,
-    },
-    Scenario {
-        name: "a_stalled_image_server_fails_the_step_and_leaves_nothing_bootable",
-        run: stalled,
-    },
+    Scenario::new(
+        "a_flipped_bit_in_the_image_fails_the_step_and_leaves_nothing_bootable",
+        flipped_bit,
+    ),
+    Scenario::new(
+        "a_truncated_image_fails_the_step_and_leaves_nothing_bootable",
+        truncated,
+    ),
+    Scenario::new(
+        "a_stalled_image_server_fails_the_step_and_leaves_nothing_bootable",
+        stalled,
+    ),
 ];
 
 /// Writes the image with little patience.

@@ -11,22 +11,22 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "a_machine_reset_while_it_writes_is_written_again",
-        run: reset_mid_write,
-    },
-    Scenario {
-        name: "a_network_cut_of_a_minute_while_writing_is_survived",
-        run: cut_mid_write,
-    },
-    Scenario {
-        name: "an_agent_that_was_cut_off_for_too_long_goes_on_with_its_attempt",
-        run: cut_beyond_silence,
-    },
-    Scenario {
-        name: "a_second_provision_of_the_same_machine_works",
-        run: second_provision,
-    },
+    Scenario::new(
+        "a_machine_reset_while_it_writes_is_written_again",
+        reset_mid_write,
+    ),
+    Scenario::new(
+        "a_network_cut_of_a_minute_while_writing_is_survived",
+        cut_mid_write,
+    ),
+    Scenario::new(
+        "an_agent_that_was_cut_off_for_too_long_goes_on_with_its_attempt",
+        cut_beyond_silence,
+    ),
+    Scenario::new(
+        "a_second_provision_of_the_same_machine_works",
+        second_provision,
+    ),
 ];
 
 fn reset_mid_write(work: &Path) -> anyhow::Result<()> {

@@ -3,7 +3,8 @@
 //! Each scenario runs in network, process and mount namespaces of its own
 //! ([`anneal_tests::sim::isolate`]), two at a time. Output is that of the standard harness, so
 //! that what counts tests can count these. `cargo test --workspace --exclude anneal-agent --test scenarios -- NAME`
-//! runs those whose name contains `NAME`; `--list` lists them, `--ignored` runs those that are not run otherwise.
+//! runs those whose name contains `NAME`; `--list` lists them, `--ignored` runs those that are not run otherwise. Each has
+//! a limit of its own, and all together have one: what hangs is named and stopped, and the others go on.
 
 mod bench;
 mod coreos_installer;
@@ -11,6 +12,7 @@ mod daemon_killed;
 mod drift;
 mod first_boot;
 mod image_faults;
+mod limits;
 mod machine_lost;
 mod published;
 mod refusals;
@@ -39,6 +41,7 @@ fn all() -> Vec<Scenario> {
         tokens::SCENARIOS,
         refusals::SCENARIOS,
         start::SCENARIOS,
+        limits::SCENARIOS,
     ]
     .concat()
 }
@@ -54,7 +57,10 @@ const COREOS_INSTALLER: &str =
 fn main() -> ExitCode {
     match isolate::place() {
         Place::Over(code) => code,
-        Place::Inside(work, args) => runner::inside(&all(), ON_REQUEST, &work, &args),
+        Place::Inside(work, args) => {
+            let known = [all().as_slice(), limits::TRIED].concat();
+            runner::inside(&known, ON_REQUEST, &work, &args)
+        }
         Place::Outer(args) => runner::outer(&all(), ON_REQUEST, &args),
     }
 }

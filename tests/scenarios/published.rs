@@ -18,10 +18,10 @@ use crate::bench::{Bench, MACHINE, SHORT, step_named};
 use crate::runner::Scenario;
 
 /// See the module.
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a_signed_qcow2_and_a_signed_xz_are_the_same_disk_and_come_from_mirrors",
-    run: published,
-}];
+pub const SCENARIOS: &[Scenario] = &[Scenario::new(
+    "a_signed_qcow2_and_a_signed_xz_are_the_same_disk_and_come_from_mirrors",
+    published,
+)];
 
 /// Keys of the publisher; a scenario has a `/run` of its own.
 const GNUPG: &str = "/run/anneal-gnupg";

@@ -9,18 +9,18 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "an_inventory_with_a_duplicate_mac_is_refused",
-        run: duplicate_mac,
-    },
-    Scenario {
-        name: "a_workflow_with_an_unknown_action_is_refused",
-        run: unknown_action,
-    },
-    Scenario {
-        name: "a_template_with_an_undefined_variable_is_refused",
-        run: undefined_variable,
-    },
+    Scenario::new(
+        "an_inventory_with_a_duplicate_mac_is_refused",
+        duplicate_mac,
+    ),
+    Scenario::new(
+        "a_workflow_with_an_unknown_action_is_refused",
+        unknown_action,
+    ),
+    Scenario::new(
+        "a_template_with_an_undefined_variable_is_refused",
+        undefined_variable,
+    ),
 ];
 
 /// Runs an `anneal` command that must fail; what it said.

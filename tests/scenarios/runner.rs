@@ -19,10 +19,36 @@ pub struct Scenario {
     pub name: &'static str,
     /// What is tried.
     pub run: fn(&Path) -> anyhow::Result<()>,
+    /// One that takes longer, on a busy host too, hangs: it is stopped, and the others go on.
+    pub limit: Duration,
 }
 
-/// No scenario takes longer, not even a whole system that starts twice on a busy host.
-const LIMIT: Duration = Duration::from_secs(2000);
+impl Scenario {
+    /// One that is over within the usual limit.
+    pub const fn new(name: &'static str, run: fn(&Path) -> anyhow::Result<()>) -> Self {
+        let limit = LIMIT;
+        Self { name, run, limit }
+    }
+
+    /// The same with a limit of its own.
+    pub const fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+}
+
+/// How a scenario went.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Its name.
+    pub name: &'static str,
+    /// What is said when it failed.
+    pub failed: Option<String>,
+}
+
+/// How long most may take: an agent that writes a small image once or twice, on a busy host.
+const LIMIT: Duration = Duration::from_secs(900);
+/// How long all of them may take together: what has not begun by then fails, what runs is stopped.
+const TOTAL: Duration = Duration::from_secs(2 * 3600);
 /// How many run at once: machines are emulated, and each keeps a core busy.
 const AT_ONCE: usize = 2;
 /// How much of a failed scenario's output is shown.
@@ -47,13 +73,17 @@ pub fn inside(
     match (scenario.run)(work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("\n{} failed: {error:#}", scenario.name);
-            for log in ["daemon.log", "m1.console.log"] {
-                println!("--- {log}\n{}", tail(&work.join(log), SHOWN_LINES / 3));
-            }
+            println!("\n{} failed: {error:#}\n{}", scenario.name, logs(work));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The last words of daemon and machine.
+fn logs(work: &Path) -> String {
+    ["daemon.log", "m1.console.log"]
+        .map(|log| format!("--- {log}\n{}", tail(&work.join(log), SHOWN_LINES / 3)))
+        .join("\n")
 }
 
 /// Outside: runs those that match and prints the standard harness's lines. Those on request run with
@@ -87,8 +117,8 @@ pub fn outer(all: &[Scenario], on_request: &[(Scenario, &str)], args: &[OsString
         println!("test {} ... ignored, {why}", scenario.name);
     }
     let begin = Instant::now();
-    let verdicts = run_all(&work, accel, run);
-    let failed = verdicts.iter().filter(|verdict| !**verdict).count();
+    let verdicts = run_all(&work, accel, run, TOTAL);
+    let failed = verdicts.iter().filter(|v| v.failed.is_some()).count();
     println!(
         "\ntest result: {}. {} passed; {failed} failed; {} ignored; 0 measured; {left_out} filtered out; finished in {:.2}s\n",
         if failed == 0 { "ok" } else { "FAILED" },
@@ -144,7 +174,14 @@ fn prepare() -> anyhow::Result<(PathBuf, Accel)> {
     Ok((paths.new_work("scenarios")?, accel::detect(&kernel)?))
 }
 
-fn run_all(work: &Path, accel: Accel, chosen: VecDeque<Scenario>) -> Vec<bool> {
+/// Runs them, all together for no longer than `total`.
+pub fn run_all(
+    work: &Path,
+    accel: Accel,
+    chosen: VecDeque<Scenario>,
+    total: Duration,
+) -> Vec<Verdict> {
+    let begin = Instant::now();
     let queue = Mutex::new(chosen);
     let take = || {
         queue
@@ -160,7 +197,8 @@ fn run_all(work: &Path, accel: Accel, chosen: VecDeque<Scenario>) -> Vec<bool> {
                 scope.spawn(|| {
                     let mut verdicts = Vec::new();
                     while let Some(scenario) = take() {
-                        verdicts.push(run_one(work, accel, scenario));
+                        let left = total.saturating_sub(begin.elapsed());
+                        verdicts.push(run_one(work, accel, scenario, left));
                     }
                     verdicts
                 })
@@ -168,45 +206,67 @@ fn run_all(work: &Path, accel: Accel, chosen: VecDeque<Scenario>) -> Vec<bool> {
             .collect();
         threads
             .into_iter()
-            .flat_map(|thread| thread.join().unwrap_or_else(|_| vec![false]))
+            .flat_map(|thread| match thread.join() {
+                Ok(verdicts) => verdicts,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
             .collect()
     })
 }
 
-fn run_one(work: &Path, accel: Accel, scenario: Scenario) -> bool {
+/// Runs one, while there is time `left` for all of them, and prints how it went.
+fn run_one(work: &Path, accel: Accel, scenario: Scenario, left: Duration) -> Verdict {
     let begin = Instant::now();
-    let (verdict, text) = match isolated(work, accel, scenario) {
-        Ok((end, _)) if end.success() => (true, String::new()),
-        Ok((End::Interrupted, _)) => std::process::exit(130),
-        Ok((end, output)) => (false, format!("{end:?}\n{}", tail(&output, SHOWN_LINES))),
-        Err(error) => (false, format!("{error:#}")),
+    let limit = scenario.limit.min(left);
+    let failed = if limit.is_zero() {
+        Some("not run: the time for all scenarios together was over".to_owned())
+    } else {
+        failure(work, accel, scenario, limit)
     };
-    println!(
-        "test {} ... {} <{:.1}s>",
-        scenario.name,
-        if verdict { "ok" } else { "FAILED" },
-        begin.elapsed().as_secs_f64()
-    );
-    if !verdict {
-        println!("\n---- {} ----\n{text}\n", scenario.name);
+    let word = if failed.is_none() { "ok" } else { "FAILED" };
+    let (name, seconds) = (scenario.name, begin.elapsed().as_secs_f64());
+    println!("test {name} ... {word} <{seconds:.1}s>");
+    if let Some(text) = &failed {
+        println!("\n---- {name} ----\n{text}\n");
     }
-    verdict
+    Verdict { name, failed }
 }
 
-fn isolated(work: &Path, accel: Accel, scenario: Scenario) -> anyhow::Result<(End, PathBuf)> {
+/// What is to be said of a scenario that failed.
+fn failure(work: &Path, accel: Accel, scenario: Scenario, limit: Duration) -> Option<String> {
     let work = work.join(scenario.name);
-    std::fs::create_dir_all(&work)?;
+    match isolated(&work, accel, scenario, limit) {
+        Ok((end, _)) if end.success() => None,
+        Ok((End::Interrupted, _)) => std::process::exit(130),
+        Ok((End::TimedOut, output)) => Some(format!(
+            "stopped: it was not over after {} s\n{}\n{}",
+            limit.as_secs(),
+            tail(&output, SHOWN_LINES),
+            logs(&work)
+        )),
+        Ok((end, output)) => Some(format!("{end:?}\n{}", tail(&output, SHOWN_LINES))),
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+fn isolated(
+    work: &Path,
+    accel: Accel,
+    scenario: Scenario,
+    limit: Duration,
+) -> anyhow::Result<(End, PathBuf)> {
+    std::fs::create_dir_all(work)?;
     let output = work.join("output.log");
     let file = std::fs::File::create(&output)?;
     let end = isolate::run(
-        &work,
+        work,
         &[scenario.name.into()],
-        LIMIT,
+        limit,
         Some(file),
         &[(accel::VARIABLE, accel.qemu())],
     )?;
     if end.success() {
-        std::fs::remove_dir_all(&work)?;
+        std::fs::remove_dir_all(work)?;
     }
     Ok((end, output))
 }

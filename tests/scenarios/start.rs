@@ -13,18 +13,18 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "serve_tells_what_it_listens_on_and_stops_cleanly",
-        run: tells_and_stops,
-    },
-    Scenario {
-        name: "serve_refuses_a_taken_port_and_a_missing_interface",
-        run: refuses_port_and_interface,
-    },
-    Scenario {
-        name: "serve_refuses_a_wire_with_another_dhcp_server",
-        run: refuses_foreign_dhcp,
-    },
+    Scenario::new(
+        "serve_tells_what_it_listens_on_and_stops_cleanly",
+        tells_and_stops,
+    ),
+    Scenario::new(
+        "serve_refuses_a_taken_port_and_a_missing_interface",
+        refuses_port_and_interface,
+    ),
+    Scenario::new(
+        "serve_refuses_a_wire_with_another_dhcp_server",
+        refuses_foreign_dhcp,
+    ),
 ];
 
 fn tells_and_stops(work: &Path) -> anyhow::Result<()> {

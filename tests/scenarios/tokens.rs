@@ -15,18 +15,15 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "a_replayed_boot_token_fails_the_run_with_an_alarm",
-        run: replayed,
-    },
-    Scenario {
-        name: "a_boot_token_used_by_another_machine_is_refused_with_an_alarm",
-        run: other_machine,
-    },
-    Scenario {
-        name: "an_expired_boot_token_is_refused",
-        run: expired,
-    },
+    Scenario::new(
+        "a_replayed_boot_token_fails_the_run_with_an_alarm",
+        replayed,
+    ),
+    Scenario::new(
+        "a_boot_token_used_by_another_machine_is_refused_with_an_alarm",
+        other_machine,
+    ),
+    Scenario::new("an_expired_boot_token_is_refused", expired),
 ];
 
 /// The boot token of a fresh boot script.

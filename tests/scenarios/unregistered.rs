@@ -12,10 +12,10 @@ use crate::bench::{Bench, RUN_LIMIT};
 use crate::runner::Scenario;
 
 /// See the module.
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "an_unregistered_machine_is_ignored_and_its_disk_untouched",
-    run: ignored,
-}];
+pub const SCENARIOS: &[Scenario] = &[Scenario::new(
+    "an_unregistered_machine_is_ignored_and_its_disk_untouched",
+    ignored,
+)];
 
 const STRANGER: &str = "52:54:00:aa:00:99";
 

@@ -24,15 +24,15 @@ use reference::Order;
 use tree::Tree;
 
 /// See the module.
-pub const FROM_DISK: Scenario = Scenario {
-    name: "coreos_installer_and_anneal_leave_the_same_on_the_disk",
-    run: |work| the_same("install-coreos", work),
-};
+pub const FROM_DISK: Scenario = Scenario::new(
+    "coreos_installer_and_anneal_leave_the_same_on_the_disk",
+    |work| the_same("install-coreos", work),
+);
 /// The same with a pointer, and a first boot that needs the network to follow it.
-pub const BY_URL: Scenario = Scenario {
-    name: "coreos_installer_and_anneal_leave_the_same_pointer_on_the_disk",
-    run: |work| the_same("install-coreos-url", work),
-};
+pub const BY_URL: Scenario = Scenario::new(
+    "coreos_installer_and_anneal_leave_the_same_pointer_on_the_disk",
+    |work| the_same("install-coreos-url", work),
+);
 
 /// Where SELinux has its labels.
 const LABEL: &str = "security.selinux";

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anneal_protocol::api::NodeReport;
 use anneal_tests::rack::paths::Paths;
@@ -15,10 +16,14 @@ use crate::first_boot::{SETTINGS, expect, wait_end, write};
 use crate::runner::Scenario;
 
 /// See the module.
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "a_bad_update_falls_back_and_the_version_that_runs_is_recorded",
-    run: bad_update,
-}];
+pub const SCENARIOS: &[Scenario] = &[Scenario::new(
+    "a_bad_update_falls_back_and_the_version_that_runs_is_recorded",
+    bad_update,
+)
+.within(LIMIT)];
+
+/// A whole system that is installed and started, on a busy host.
+const LIMIT: Duration = Duration::from_secs(2000);
 
 /// The image, in whose boot partition version 2 is the one to start.
 fn scene(work: &Path) -> anyhow::Result<Bench> {

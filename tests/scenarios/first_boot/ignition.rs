@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anneal_tests::rack::paths::Paths;
 use anneal_tests::sim::{net, tool};
@@ -15,15 +16,20 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "ignition_fetches_its_configuration_once_and_a_second_fetch_gets_410",
-        run: by_url,
-    },
-    Scenario {
-        name: "ignition_reads_its_configuration_from_a_partition",
-        run: from_partition,
-    },
+    Scenario::new(
+        "ignition_fetches_its_configuration_once_and_a_second_fetch_gets_410",
+        by_url,
+    )
+    .within(LIMIT),
+    Scenario::new(
+        "ignition_reads_its_configuration_from_a_partition",
+        from_partition,
+    )
+    .within(LIMIT),
 ];
+
+/// A whole system that is installed and started, on a busy host.
+const LIMIT: Duration = Duration::from_secs(2000);
 
 /// The state partition of the image begins behind its root: where, says its table.
 const STATE: &str = "STATE";

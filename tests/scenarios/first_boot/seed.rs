@@ -19,15 +19,16 @@ use crate::runner::Scenario;
 
 /// See the module.
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "cloud_init_fetches_its_seed_once_and_a_second_fetch_gets_410",
-        run: by_url,
-    },
-    Scenario {
-        name: "cloud_init_reads_its_seed_from_a_partition",
-        run: from_partition,
-    },
+    Scenario::new(
+        "cloud_init_fetches_its_seed_once_and_a_second_fetch_gets_410",
+        by_url,
+    )
+    .within(LIMIT),
+    Scenario::new("cloud_init_reads_its_seed_from_a_partition", from_partition).within(LIMIT),
 ];
+
+/// A whole system that is installed and started, on a busy host.
+const LIMIT: Duration = Duration::from_secs(2000);
 
 /// A name with dots: cloud-init likes to take its first part.
 const HOSTNAME: &str = "node-31.example.org";
