@@ -1,11 +1,13 @@
 #!/bin/bash
-# Makes of the Debian image one that lets cloud-init fetch its seed: seed.sh DEBIAN.raw OUT.raw
+# Makes of the Debian image one that lets cloud-init fetch its seed: seed.sh DEBIAN.raw OUT.raw [MODULES]
 #
-# As a site would build it: cloud-init's stage that has a network is not masked. What is per machine is written by
-# the workflow. Needs no root.
+# As a site would build it: cloud-init's stage that has a network is not masked. MODULES, separated by commas, are what
+# that stage does, if not what the image says. What is per machine is written by the workflow. Needs no root.
 set -euo pipefail
-base=${1:?usage: seed.sh DEBIAN.raw OUT.raw}
-out=${2:?usage: seed.sh DEBIAN.raw OUT.raw}
+usage="usage: seed.sh DEBIAN.raw OUT.raw [MODULES]"
+base=${1:?$usage}
+out=${2:?$usage}
+modules=${3:-}
 export PATH=$PATH:/usr/sbin:/sbin
 for tool in unsquashfs:squashfs-tools debugfs:e2fsprogs sfdisk:fdisk; do
 	command -v "${tool%%:*}" >/dev/null || { echo "seed.sh: package needed: ${tool#*:}" >&2; exit 1; }
@@ -23,15 +25,28 @@ unit=cloud-init.service
 unsquashfs -o "$(begin ROOT)" -cat "$base" "usr/lib/systemd/system/$unit" >"$work/$unit"
 grep -q '^ExecStart=' "$work/$unit"
 chmod 0644 "$work/$unit"
-{
-	path=/
-	for name in upper etc systemd system; do
+: >"$work/commands"
+# place DIRECTORY NAME: the file of that name, in a directory of the layer.
+place() {
+	local path=/ name
+	for name in upper ${1//\// }; do
 		printf 'cd %s\nmkdir %s\n' "$path" "$name"
 		path=${path%/}/$name
-	done
-	printf 'cd %s\nwrite %s %s\n' "$path" "$work/$unit" "$unit"
-} >"$work/commands"
-debugfs -w -f "$work/commands" "$work/out.raw?offset=$(begin STATE)" >"$work/log" 2>&1
-[ "$(debugfs -R "cat $path/$unit" "$work/out.raw?offset=$(begin STATE)" 2>>"$work/log" | sha256sum)" = "$(sha256sum <"$work/$unit")" ] ||
-	{ cat "$work/log" >&2; exit 1; }
+	done >>"$work/commands"
+	printf 'cd %s\nwrite %s %s\n' "$path" "$work/$2" "$2" >>"$work/commands"
+}
+state=$work/out.raw?offset=$(begin STATE)
+files=("etc/systemd/system/$unit")
+place etc/systemd/system "$unit"
+if [ -n "$modules" ]; then
+	echo "cloud_init_modules: [$modules]" >"$work/95_modules.cfg"
+	chmod 0644 "$work/95_modules.cfg"
+	files+=(etc/cloud/cloud.cfg.d/95_modules.cfg)
+	place etc/cloud/cloud.cfg.d 95_modules.cfg
+fi
+debugfs -w -f "$work/commands" "$state" >"$work/log" 2>&1
+for file in "${files[@]}"; do
+	[ "$(debugfs -R "cat /upper/$file" "$state" 2>>"$work/log" | sha256sum)" = "$(sha256sum <"$work/${file##*/}")" ] ||
+		{ cat "$work/log" >&2; exit 1; }
+done
 mv "$work/out.raw" "$out"

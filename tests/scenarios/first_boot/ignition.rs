@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anneal_tests::rack::paths::Paths;
 use anneal_tests::sim::{net, tool};
@@ -11,7 +10,7 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::bench::{ADDRESS, Bench, MACHINE};
-use crate::first_boot::{SETTINGS, install};
+use crate::first_boot::{LIMIT, SETTINGS, expect_served, install};
 use crate::runner::Scenario;
 
 /// See the module.
@@ -27,9 +26,6 @@ pub const SCENARIOS: &[Scenario] = &[
     )
     .within(LIMIT),
 ];
-
-/// A whole system that is installed and started, on a busy host.
-const LIMIT: Duration = Duration::from_secs(2000);
 
 /// The state partition of the image begins behind its root: where, says its table.
 const STATE: &str = "STATE";
@@ -159,8 +155,7 @@ fn by_url(work: &Path) -> anyhow::Result<()> {
     let mut bench = scene(work, "pointer.ign")?;
     let run = install(&mut bench)?.id;
     expect_node(&bench, &run)?;
-    let served = bench.events(&run, "config.served")?;
-    anyhow::ensure!(served.len() == 1, "{served:?}");
+    expect_served(&bench, &run, &["debian/node.ign"])?;
     // Whoever reads the disk later has a URL that is worth nothing.
     let pointer: serde_json::Value = serde_json::from_str(&on_disk(&bench)?)?;
     let url = pointer["ignition"]["config"]["replace"]["source"].as_str();
@@ -177,7 +172,5 @@ fn from_partition(work: &Path) -> anyhow::Result<()> {
     let mut bench = scene(work, "node.ign")?;
     let run = install(&mut bench)?.id;
     expect_node(&bench, &run)?;
-    let served = bench.events(&run, "config.served")?;
-    anyhow::ensure!(served.is_empty(), "{served:?}");
-    Ok(())
+    expect_served(&bench, &run, &[])
 }

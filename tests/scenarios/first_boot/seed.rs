@@ -1,8 +1,9 @@
-//! A Debian configured by cloud-init: its seed on a partition, and fetched as a kernel argument says. Templates are
-//! the shipped ones; what the node's call says comes from files of the inventory, so it is what cloud-init made of them.
-//! Kernel arguments are in the image's `grub.cfg`, by `boot-arguments`; what the kernel has of them is in that call.
+//! A Debian configured by cloud-init: its seed on a partition, fetched as a kernel argument says, and on the disk with
+//! user data that are fetched. Templates are the shipped ones; what the node says of itself it is asked by files of the
+//! inventory, so it is what cloud-init made of them. Kernel arguments are in the image's `grub.cfg`, by
+//! `boot-arguments`; the node says what its kernel has of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::bench::{ADDRESS, Bench, IMAGE, MAC, MACHINE, SHORT};
-use crate::first_boot::{SETTINGS, install};
+use crate::first_boot::{LIMIT, SETTINGS, expect, expect_served, install, wait_end, write};
 use crate::runner::Scenario;
 
 /// See the module.
@@ -23,18 +24,24 @@ pub const SCENARIOS: &[Scenario] = &[
         "cloud_init_fetches_its_seed_once_and_a_second_fetch_gets_410",
         by_url,
     )
-    .within(LIMIT),
+    .within(TWO_STARTS),
+    Scenario::new(
+        "cloud_init_follows_a_pointer_on_the_disk_once_and_phones_home_by_its_own_module",
+        by_pointer,
+    )
+    .within(TWO_STARTS),
     Scenario::new("cloud_init_reads_its_seed_from_a_partition", from_partition).within(LIMIT),
 ];
 
-/// A whole system that is installed and started, on a busy host.
-const LIMIT: Duration = Duration::from_secs(2000);
-
+/// An installation, and two starts of what was installed.
+const TWO_STARTS: Duration = Duration::from_secs(2000);
 /// A name with dots: cloud-init likes to take its first part.
 const HOSTNAME: &str = "node-31.example.org";
 const PROOF: &str = "as the inventory says";
 /// Of a kernel argument: a variable and a separator to GRUB, if it is not told otherwise.
 const ARGUMENT: &str = "a$x;b";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPAHJSHoJ/OIbF/6EbAOA8dnF2fOztz3oABDg9i6908L admin";
 /// An emulated machine on a busy host.
 const START_LIMIT: Duration = Duration::from_secs(780);
 
@@ -63,8 +70,19 @@ steps:
     timeout: 15m
 ";
 
-/// Before the shipped unit calls home, it puts what it finds on the node in the place of the image's digest. On a busy
-/// host the timer of an emulated machine is late: Linux would panic.
+/// What cloud-init does in its stage that has a network, as a site would choose it; in Debian's own images
+/// `phone-home` belongs to a stage of its own.
+const MODULES: &str = "bootcmd, write-files, set_hostname, update_hostname, ca-certs, users-groups, ssh, runcmd, \
+                       scripts-user, phone-home";
+/// `debian/user-data` of a site that has cloud-init itself call home: before the shipped unit, which is told that it
+/// was done.
+const USER_DATA: &str = "\
+{{ render('common/cloud-init/user-data') }}
+phone_home: { url: {{ (phone_home.url ~ '/' ~ phone_home.token) | toyaml }}, post: all, tries: 10 }
+";
+
+/// Before the shipped unit calls home, it puts what it finds on the node in the place of the image's digest, and says
+/// it and what more there is on the console.
 fn inventory() -> String {
     format!(
         "machines:
@@ -75,6 +93,7 @@ fn inventory() -> String {
     disk: {{ hints: {{ type: virtio }} }}
     image: {IMAGE}
     kernel_args: [ no_timer_check, \"proof={ARGUMENT}\" ]
+    ssh_keys: [ {KEY} ]
     files:
       - {{ path: /etc/anneal/proof, mode: \"0640\", contents: {PROOF} }}
       - path: /etc/systemd/system/anneal-phone-home.service.d/prove.conf
@@ -90,8 +109,11 @@ fn inventory() -> String {
           dns=$(resolvectl dns | sed -n 's/^Link[^:]*: *//p')
           file=$(sha256sum </etc/anneal/proof | cut -c1-64):$(stat -c %a /etc/anneal/proof)
           argument=$(tr ' ' '\\n' </proc/cmdline | sed -n 's/^proof=//p')
-          echo \"IMAGE='$addresses, $route, dns $dns, $file, $argument'\" >>/etc/anneal/installed
+          found=\"$addresses, $route, dns $dns, $file, $argument\"
+          echo \"IMAGE='$found'\" >>/etc/anneal/installed
           sync
+          key=$(cut -d' ' -f2 /home/debian/.ssh/authorized_keys 2>/dev/null || true)
+          echo \"found: $(uname -n), $found, $(id -un debian 2>/dev/null) $key\"
 ",
         gateway = net::DAEMON
     )
@@ -113,16 +135,42 @@ fn scene(work: &Path, image: &Path, workflow: &str) -> anyhow::Result<Bench> {
     Ok(bench)
 }
 
-/// Installs, and insists that host name, address for ever, route, name server, file and kernel argument are those of
-/// the inventory, and that the node called from that address. Gives the run.
-fn install_and_check(bench: &mut Bench) -> anyhow::Result<String> {
-    let run = install(bench)?.id;
-    let node = bench.api.machine(MACHINE)?.node.context("no report")?;
-    let expected = format!(
+/// A workflow that is shipped, by the name that is run here.
+fn shipped(name: &str) -> anyhow::Result<String> {
+    let workflows = Paths::find()?.root.join("workflows");
+    let text = std::fs::read_to_string(workflows.join(format!("{name}.yaml")))?;
+    Ok(text.replace(&format!("\nname: {name}\n"), "\nname: first-boot\n"))
+}
+
+/// The image whose cloud-init can fetch; with the modules of that stage, where they are others.
+fn image(work: &Path, modules: &str) -> anyhow::Result<PathBuf> {
+    let paths = Paths::find()?;
+    paths.ensure(&[(&paths.image, "image")])?;
+    let image = work.join("seed.raw");
+    tool::run(
+        Command::new(paths.root.join("tests/e2e/image/seed.sh"))
+            .arg(&paths.image)
+            .arg(&image)
+            .arg(modules),
+    )?;
+    Ok(image)
+}
+
+/// What the inventory says of address (for ever), route, name server, file and kernel argument, as the node says it.
+fn as_told() -> String {
+    format!(
         "{ADDRESS}/24 forever, default via {gateway}, dns {gateway}, {}:640, {ARGUMENT}",
         hex::encode(Sha256::digest(PROOF)),
         gateway = net::DAEMON
-    );
+    )
+}
+
+/// Installs, and insists that all of that and the host name are those of the inventory, and that the node called from
+/// that address. Gives the run.
+fn install_and_check(bench: &mut Bench) -> anyhow::Result<String> {
+    let run = install(bench)?.id;
+    let node = bench.api.machine(MACHINE)?.node.context("no report")?;
+    let expected = as_told();
     anyhow::ensure!(
         node.image.as_deref() == Some(&*expected) && node.hostname.as_deref() == Some(HOSTNAME),
         "expected {HOSTNAME}: {expected}; got {node:?}"
@@ -133,21 +181,6 @@ fn install_and_check(bench: &mut Bench) -> anyhow::Result<String> {
         "{calls:?}"
     );
     Ok(run)
-}
-
-/// Insists that these documents were fetched, in this order, each once, over TLS, from the machine's address.
-fn expect_served(bench: &Bench, run: &str, documents: &[&str]) -> anyhow::Result<()> {
-    let served = bench.events(run, "config.served")?;
-    let names: Vec<_> = served.iter().map(|e| e.data["document"].as_str()).collect();
-    let expected: Vec<_> = documents.iter().map(|name| Some(*name)).collect();
-    let well = |data: &serde_json::Value| {
-        data["address"] == ADDRESS && data["tls"] == true && data["again"] == false
-    };
-    anyhow::ensure!(
-        names == expected && served.iter().all(|event| well(&event.data)),
-        "expected {documents:?}: {served:?}"
-    );
-    Ok(())
 }
 
 /// Starts the installed system once more, to its login prompt: cloud-init is over before that.
@@ -184,17 +217,21 @@ fn expect_spent(bench: &Bench, run: &str, urls: &[String]) -> anyhow::Result<()>
     })
 }
 
-/// Where the kernel arguments say that the seed is, on the machine's disk.
-fn seed_on_disk(bench: &Bench) -> anyhow::Result<String> {
-    let disk = &bench.machine.disk;
-    let table = tool::run(tool::command("sfdisk")?.arg("-J").arg(disk))?;
+/// Where a partition begins on the machine's disk, in bytes.
+fn begin_of(bench: &Bench, partition: &str) -> anyhow::Result<u64> {
+    let table = tool::run(tool::command("sfdisk")?.arg("-J").arg(&bench.machine.disk))?;
     let table: serde_json::Value = serde_json::from_slice(&table.stdout)?;
     let all = table["partitiontable"]["partitions"].as_array();
-    let esp = all
-        .and_then(|all| all.iter().find(|p| p["name"] == "ESP"))
-        .and_then(|p| p["start"].as_u64())
-        .context("no ESP")?;
-    let esp = format!("{}@@{}", disk.display(), esp * 512);
+    let sector = all
+        .and_then(|all| all.iter().find(|p| p["name"] == partition))
+        .and_then(|p| p["start"].as_u64());
+    Ok(sector.with_context(|| format!("no partition {partition}"))? * 512)
+}
+
+/// Where the kernel arguments say that the seed is, on the machine's disk.
+fn seed_on_disk(bench: &Bench) -> anyhow::Result<String> {
+    let disk = bench.machine.disk.display();
+    let esp = format!("{disk}@@{}", begin_of(bench, "ESP")?);
     let shown = tool::run(tool::command("mtype")?.args(["-i", &esp, "::grub/grub.cfg"]))?;
     let script = String::from_utf8(shown.stdout)?;
     let seed = script
@@ -204,12 +241,21 @@ fn seed_on_disk(bench: &Bench) -> anyhow::Result<String> {
     Ok(url.trim_end_matches('\'').to_owned())
 }
 
+/// Where the pointer on the machine's disk points to.
+fn pointer_on_disk(bench: &Bench) -> anyhow::Result<String> {
+    let disk = bench.machine.disk.display();
+    let state = format!("{disk}?offset={}", begin_of(bench, "STATE")?);
+    let show = "cat /upper/var/lib/cloud/seed/nocloud/user-data";
+    let shown = tool::run(tool::command("debugfs")?.args(["-R", show, &state]))?;
+    let pointer = String::from_utf8(shown.stdout)?;
+    let url = pointer.lines().find(|line| line.starts_with("https://"));
+    Ok(url
+        .with_context(|| format!("no URL in {pointer}"))?
+        .to_owned())
+}
+
 fn by_url(work: &Path) -> anyhow::Result<()> {
-    let paths = Paths::find()?;
-    paths.ensure(&[(&paths.image, "image")])?;
-    let image = work.join("seed.raw");
-    let script = paths.root.join("tests/e2e/image/seed.sh");
-    tool::run(Command::new(script).arg(&paths.image).arg(&image))?;
+    let image = image(work, "")?;
     let mut bench = scene(work, &image, BY_ARGUMENT)?;
     let run = install_and_check(&mut bench)?;
     // cloud-init 22.4 does not know that a seed can have a network-config.
@@ -221,12 +267,66 @@ fn by_url(work: &Path) -> anyhow::Result<()> {
     expect_spent(&bench, &run, &all.map(|name| format!("{seed}{name}")))
 }
 
+fn by_pointer(work: &Path) -> anyhow::Result<()> {
+    let image = image(work, MODULES)?;
+    // As shipped, but for where the root's files are written, since it is sealed, with a layer over it; and for reading
+    // back all of the disk, which other scenarios do.
+    let workflow = shipped("install-cloud-image-url")?
+        .replace("{ number: 1 }", "{ label: STATE }")
+        .replace("path: /", "path: /upper/")
+        .replace("verify: full", "verify: none");
+    std::fs::create_dir_all(work.join("templates/debian"))?;
+    std::fs::write(work.join("templates/debian/user-data"), USER_DATA)?;
+    let mut bench = scene(work, &image, &workflow)?;
+    let run = write(&mut bench, "first-boot")?;
+    bench.machine.start_disk()?;
+    let view = wait_end(&mut bench, &run)?;
+    expect(&bench, &view, "succeeded")?;
+    called_by_cloud_init(&bench, &run)?;
+    let key = KEY.split(' ').nth(1).unwrap_or_default();
+    let found = format!("found: {HOSTNAME}, {}, debian {key}", as_told());
+    wait_console(&mut bench, &[&found, "anneal: called home, answer 410"])?;
+    bench.machine.power_off();
+    expect_served(&bench, &run, &["debian/user-data"])?;
+    called_by_cloud_init(&bench, &run)?;
+    start_again(&mut bench)?;
+    expect_spent(&bench, &run, &[pointer_on_disk(&bench)?])
+}
+
+/// Insists that there was one call, and that it was what cloud-init's module posts.
+fn called_by_cloud_init(bench: &Bench, run: &str) -> anyhow::Result<()> {
+    let calls = bench.events(run, "node.phone-home")?;
+    let said = |key: &str| calls[0].data[key].as_str();
+    // Of a name with dots the module's `hostname` is the first part.
+    let short = HOSTNAME.split('.').next();
+    anyhow::ensure!(
+        calls.len() == 1
+            && said("by") == Some("cloud-init")
+            && said("address") == Some(ADDRESS)
+            && said("instance_id") == Some(run)
+            && said("hostname") == short
+            && said("fqdn") == Some(HOSTNAME),
+        "{calls:?}"
+    );
+    Ok(())
+}
+
+/// Waits until the machine, which is on, has said all of this.
+fn wait_console(bench: &mut Bench, wanted: &[&str]) -> anyhow::Result<()> {
+    wait_for(START_LIMIT, &wanted.join(" and "), || {
+        bench.daemon.ensure_running()?;
+        let console = std::fs::read(&bench.machine.console)?;
+        let console = String::from_utf8_lossy(&console).into_owned();
+        let all = wanted.iter().all(|text| console.contains(text));
+        anyhow::ensure!(all || bench.machine.is_on(), "it is off");
+        Ok(all.then_some(()))
+    })
+}
+
 fn from_partition(work: &Path) -> anyhow::Result<()> {
     let paths = Paths::find()?;
     paths.ensure(&[(&paths.image, "image")])?;
-    let shipped = std::fs::read_to_string(paths.root.join("workflows/install-image.yaml"))?;
-    let workflow = shipped.replace("\nname: install-image\n", "\nname: first-boot\n");
-    let mut bench = scene(work, &paths.image, &workflow)?;
+    let mut bench = scene(work, &paths.image, &shipped("install-image")?)?;
     let run = install_and_check(&mut bench)?;
     expect_served(&bench, &run, &[])
 }
