@@ -1,17 +1,22 @@
 #!/bin/bash
-# Makes of the Debian image one with an update that does not start: ab.sh DEBIAN.raw SYSTEMD-BOOT-DIR OUT.raw
+# Makes of the Debian image one with an update: ab.sh DEBIAN.raw SYSTEMD-BOOT-DIR OUT.raw bad|good
 #
 # systemd-boot in place of GRUB (UEFI only), and two boot entries that count their attempts:
-#   ab-2+2.conf  the update, version 2, tried first: half of its initramfs is missing, so it panics and restarts
+#   ab-2+2.conf  the update, version 2, tried first; of a bad one half of its initramfs is missing, so it panics and restarts
 #   ab-1+3.conf  version 1, which starts
 # Both entries share kernel and root; each has its own part of the initramfs, which says its version. systemd's own
 # service takes the counter off the entry that started. Below /state is what docs/os/rauc.md wants. Needs root.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-usage="usage: ab.sh DEBIAN.raw SYSTEMD-BOOT-DIR OUT.raw"
+usage="usage: ab.sh DEBIAN.raw SYSTEMD-BOOT-DIR OUT.raw bad|good"
 base=${1:?$usage}
 boot=${2:?$usage}
 out=${3:?$usage}
+case ${4:?$usage} in
+bad) update= ;;
+good) update="initrd /initrd.img" ;;
+*) echo "$usage" >&2; exit 2 ;;
+esac
 mib=$((1024 * 1024))
 esp=@@$((4 * mib))
 for tool in mcopy:mtools cpio:cpio sfdisk:fdisk mkfs.ext4:e2fsprogs; do
@@ -62,7 +67,7 @@ boot_partition() {
 	echo "timeout 0" >"$work/loader.conf"
 	mcopy -i "$work/out.raw$esp" "$work/loader.conf" ::loader/
 	slot 1 3 "initrd /initrd.img" "$arguments"
-	slot 2 2 "" "$arguments"
+	slot 2 2 "$update" "$arguments"
 }
 
 # The writable layer over the root, with what the Debian image lacks.
