@@ -147,6 +147,8 @@ async fn run(context: &Context, action: &AgentAction, cancel: &CancellationToken
         AgentAction::Kexec { .. } => {
             boot::allowed(&options)?;
             blocking(move || files::load_kernel(&options, &action)).await?;
+            // Reading it may have taken long.
+            still_wanted(cancel)?;
             leaving(Departure::Kexec)
         }
         AgentAction::Reboot => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anneal_image::PublicKey;
 use anneal_protocol::agent::{
-    EnrollRequest, EnrollResponse, Next, NextRequest, Report, ReportAck, StepResult,
+    EnrollRequest, EnrollResponse, Next, NextRequest, Outcome, Report, ReportAck, StepResult,
 };
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
@@ -270,11 +270,14 @@ async fn result(
     JsonBody(result): JsonBody<StepResult>,
 ) -> ApiResult<StatusCode> {
     agent.must_own(&result.order.run)?;
-    shared
-        .engine
-        .result(&agent.0.machine, &result)
-        .await
-        .map_err(internal)?;
+    let told = shared.engine.result(&agent.0.machine, &result).await;
+    let counts = told.map_err(internal)?;
+    if !counts && result.outcome == Outcome::Leaving {
+        return Err(ApiError::conflict(
+            "attempt-over",
+            "this attempt is over: the machine stays with the agent",
+        ));
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

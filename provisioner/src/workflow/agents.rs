@@ -349,14 +349,15 @@ impl Engine {
         Ok(ReportAck { abandon: !wanted })
     }
 
-    /// Takes the end of an attempt. One that is over, or was told before, changes nothing.
+    /// Takes the end of an attempt. One that is over, or was told before, changes nothing. Says whether it counts: else an
+    /// agent that is about to leave must stay.
     ///
     /// # Errors
     /// When the database fails; the agent tells again.
-    pub async fn result(&self, machine: &str, result: &StepResult) -> Result<(), EngineError> {
+    pub async fn result(&self, machine: &str, result: &StepResult) -> Result<bool, EngineError> {
         for _ in 0..TRIES {
             let Some(s) = self.own_run(machine, &result.order.run).await? else {
-                return Ok(());
+                return Ok(false);
             };
             self.heard(&result.order.run, &result.boot_id, false);
             if let Some(change) = engine::returned(&s, &result.boot_id, false, now()) {
@@ -370,10 +371,12 @@ impl Engine {
             let inputs = inputs.map(|(inputs, _)| inputs);
             let verdict = engine::apply_result(&s, result, inputs.as_ref(), now());
             let ResultVerdict::Apply(change) = verdict else {
-                return Ok(());
+                return Ok(engine::counted(&s, result));
             };
             if self.commit(&s, &change).await? {
-                return self.keep_inventory(machine, inputs, &result.outcome).await;
+                self.keep_inventory(machine, inputs, &result.outcome)
+                    .await?;
+                return Ok(true);
             }
         }
         Err(too_busy(&result.order.run))

@@ -368,12 +368,13 @@ impl World {
             boot_id: boot_id.to_owned(),
             outcome,
         };
-        self.call(|daemon| {
-            let result = result.clone();
-            async move { daemon.engine.result(MACHINE, &result).await }
-        })
-        .await;
-        Some(leaving)
+        let counts = self
+            .call(|daemon| {
+                let result = result.clone();
+                async move { daemon.engine.result(MACHINE, &result).await }
+            })
+            .await;
+        Some(leaving && counts)
     }
 
     fn stream(&self, image: &str, verify: Verify) -> Outcome {

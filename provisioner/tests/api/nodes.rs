@@ -120,6 +120,12 @@ impl Node {
 
     /// The agent writes the configuration and leaves.
     async fn configured(&mut self) {
+        let order = self.wrote().await;
+        self.tell(&order, json!({"outcome": "leaving"})).await;
+    }
+
+    /// The agent writes the configuration; what it is to do next.
+    async fn wrote(&mut self) -> Value {
         let order = self.order().await;
         let contents = order["action"]["contents_base64"].as_str();
         let contents = contents.unwrap_or_else(|| panic!("{order}"));
@@ -128,8 +134,7 @@ impl Node {
         let output = json!({"partition": "vda3", "bytes": 1, "sha256": "00"});
         self.tell(&order, json!({"outcome": "succeeded", "output": output}))
             .await;
-        let order = self.order().await;
-        self.tell(&order, json!({"outcome": "leaving"})).await;
+        self.order().await
     }
 
     /// The machine starts its disk.
@@ -163,15 +168,16 @@ impl Node {
     }
 
     async fn tell(&self, order: &Value, outcome: Value) {
+        let (status, text) = self.told(order, outcome).await;
+        assert_eq!(status, 204, "{text}");
+    }
+
+    /// What is answered to a result.
+    async fn told(&self, order: &Value, outcome: Value) -> (u16, String) {
         let result = json!({"order": order["id"], "boot_id": "boot-1", "outcome": outcome});
         let answer = self.agent.post(self.daemon.url("/agent/v1/result"));
         let answer = answer.json(&result).send().await.unwrap();
-        let status = answer.status();
-        assert!(
-            status.is_success(),
-            "{status} {}",
-            answer.text().await.unwrap()
-        );
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     pub async fn until(&self, wanted: impl Fn(&Value) -> bool) -> Value {
@@ -233,4 +239,30 @@ pub async fn come_from(address: &str) {
     .arg(address);
     let output = run(ip, "").await;
     assert!(output.status.success(), "{output:?}");
+}
+
+/// Whoever cancels a run finds the machine where it was, also when its agent is about to leave.
+#[tokio::test]
+async fn an_agent_leaves_for_an_attempt_that_counts_and_for_no_other() {
+    let mut node = Node::enrolled(None, "text", "{ by: token }", |_| {}, &[]).await;
+    let order = node.wrote().await;
+    let leaving = json!({"outcome": "leaving"});
+    let mut late = order.clone();
+    late["id"]["attempt"] = 0.into();
+    let (status, text) = node.told(&late, leaving.clone()).await;
+    assert_eq!(status, 409, "{text}");
+    assert!(text.contains("attempt-over"), "{text}");
+    // The second time because the first answer was lost.
+    node.tell(&order, leaving.clone()).await;
+    node.tell(&order, leaving.clone()).await;
+    let path = format!("/api/v1/runs/{}/cancel", node.run);
+    let (status, told) = node.daemon.post(&path, json!({})).await;
+    assert_eq!(status, 200, "{told}");
+    node.until(|run| run["state"] == "cancelled").await;
+    let (status, text) = node.told(&order, leaving).await;
+    assert_eq!(status, 409, "{text}");
+    // Of any other result there is nothing to be said.
+    let failed =
+        json!({"outcome": "failed", "code": "internal", "message": "no", "retryable": true});
+    node.tell(&order, failed).await;
 }

@@ -286,6 +286,17 @@ pub fn wanted(s: &Snapshot, step: u32, attempt: u32, boot_id: &str) -> bool {
         && matches!(row.state, StepState::Running | StepState::Leaving)
 }
 
+/// Whether a result that changes nothing any more was told before and counted: an answer of ours was lost.
+#[must_use]
+pub fn counted(s: &Snapshot, result: &StepResult) -> bool {
+    let row = s.steps.get(result.order.step as usize);
+    row.is_some_and(|row| {
+        row.attempt == result.order.attempt
+            && row.boot_id.as_deref() == Some(&*result.boot_id)
+            && matches!(row.state, StepState::Leaving | StepState::Succeeded)
+    })
+}
+
 /// What a result means.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResultVerdict {

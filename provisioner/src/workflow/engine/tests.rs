@@ -386,6 +386,15 @@ fn reboot_succeeds_at_the_next_sign_of_life_only() {
             !tell(&mut s, &result(2, 1, "b1", Outcome::Leaving), at(61)),
             "told before"
         );
+        assert!(
+            counted(&s, &result(2, 1, "b1", Outcome::Leaving)),
+            "it may go"
+        );
+        assert!(!counted(&s, &result(2, 1, "b0", Outcome::Leaving)));
+        assert!(!counted(&s, &result(2, 0, "b1", Outcome::Leaving)));
+        let mut cancelled = s.clone();
+        apply(&mut cancelled, cancel(&s, at(61)));
+        assert!(!counted(&cancelled, &result(2, 1, "b1", Outcome::Leaving)));
         assert!(!wants_agent(&s));
         settle_down(&mut s, at(61));
         assert_eq!(s.steps[2].state, StepState::Leaving);
