@@ -9,7 +9,9 @@ use anneal_protocol::agent::{
 use anneal_protocol::time::Millis;
 
 use super::edit::{self, Edit};
-use super::facts::{agent_is_there, booted_since, left_since, lost_at, wants_agent};
+use super::facts::{
+    agent_is_there, booted_since, fell_back_since, left_since, lost_at, wants_agent,
+};
 use super::{Act, Change, Decision, Waiting, daemon, returned};
 use crate::workflow::action::Action;
 use crate::workflow::duration;
@@ -198,6 +200,9 @@ fn leaving(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
         if now < deadline {
             return Decision::Act(daemon::command(row, Act::LookOff, deadline));
         }
+    } else if step.uses == Action::Kexec && fell_back_since(s, left) {
+        let reason = "the machine went through its firmware: the kernel that was loaded did not start, or did not stay up";
+        return lose(s, idx, reason, now);
     } else if left_since(s, left) {
         return succeed();
     }
@@ -222,7 +227,10 @@ fn leaving(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
         );
     }
     Decision::Wait(Waiting {
-        what: format!("{} to start from its disk", s.run.machine),
+        what: match step.uses {
+            Action::Kexec => format!("{} to start the kernel that was loaded", s.run.machine),
+            _ => format!("{} to start from its disk", s.run.machine),
+        },
         since: left,
         until: Some(deadline),
         look_at: Some(deadline),

@@ -43,6 +43,12 @@ pub(super) fn left_since(s: &Snapshot, since: Millis) -> bool {
     by_script || by_dhcp || any_said_since(s, SIGNS_OF_LIFE, since)
 }
 
+/// The machine left into a kernel that the agent had loaded, and went through its firmware all the same: that kernel
+/// did not start, or did not stay up. What the installed system says outweighs it.
+pub(super) fn fell_back_since(s: &Snapshot, since: Millis) -> bool {
+    firmware_since(s, since) && !any_said_since(s, SIGNS_OF_LIFE, since)
+}
+
 /// What was said for this run, after a moment.
 pub(super) fn said_since<'a>(s: &'a Snapshot, kind: &str, since: Millis) -> Option<&'a Sighting> {
     s.sighting(kind)

@@ -22,6 +22,7 @@ use crate::workflow::view::why;
 mod any_order;
 mod callers;
 mod ends;
+mod kexec;
 mod returned;
 
 const T0: Millis = Millis(1_000_000);
