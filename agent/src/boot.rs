@@ -69,11 +69,16 @@ pub fn leave(options: &Options, departure: Departure) -> anyhow::Result<()> {
     reboot(command).map_err(|e| anyhow::anyhow!("the kernel refuses to {}: {e}", departure.word()))
 }
 
-/// Loads a kernel to be started by [`Departure::Kexec`] (kexec_file_load(2)).
+/// Loads a kernel to be started by [`Departure::Kexec`] (kexec_file_load(2)). `name` is what people call it.
 ///
 /// # Errors
-/// When the kernel refuses it: wrong format, or unsigned under lockdown.
-pub fn load(kernel: &File, initramfs: Option<&File>, cmdline: &str) -> Result<(), StepFailure> {
+/// When the running kernel refuses it, with what to do: wrong format, or unsigned under lockdown.
+pub fn load(
+    name: &str,
+    kernel: &File,
+    initramfs: Option<&File>,
+    cmdline: &str,
+) -> Result<(), StepFailure> {
     /// `KEXEC_FILE_NO_INITRAMFS`.
     const NO_INITRAMFS: libc::c_ulong = 4;
     let line = std::ffi::CString::new(cmdline).map_err(|_| {
@@ -102,10 +107,36 @@ pub fn load(kernel: &File, initramfs: Option<&File>, cmdline: &str) -> Result<()
         return Ok(());
     }
     let error = std::io::Error::last_os_error();
-    Err(fail(
+    Err(refused(name, bytes.len(), &error))
+}
+
+/// Why the running kernel does not load `name`, and what to do about it.
+fn refused(name: &str, cmdline_bytes: usize, error: &std::io::Error) -> StepFailure {
+    let advice = match error.raw_os_error() {
+        Some(libc::ENOEXEC) => {
+            ": it is no kernel that this one can start; `kernel` must be a bzImage or Image for this processor, and a unified kernel image (.efi) is none".to_owned()
+        }
+        Some(libc::EPERM) => {
+            ": the agent's kernel is locked down, as it is under Secure Boot, and starts only kernels that are signed for it; switch Secure Boot off, or use `reboot` in place of `kexec`".to_owned()
+        }
+        Some(libc::ENODATA | libc::ENOKEY | libc::EKEYREJECTED | libc::EBADMSG) => {
+            ": the agent's kernel starts only kernels whose signature it knows; use `reboot` in place of `kexec`".to_owned()
+        }
+        Some(libc::EINVAL) => format!(
+            ": kernel or initramfs is empty or no file, or `cmdline` is longer than that kernel takes (it has {cmdline_bytes} bytes)"
+        ),
+        Some(libc::ENOSYS) => {
+            ": the agent's kernel was built without CONFIG_KEXEC_FILE; boot the agent with another, or use `reboot` in place of `kexec`".to_owned()
+        }
+        Some(libc::ENOMEM | libc::EADDRNOTAVAIL) => {
+            ": there is no room in memory for kernel and initramfs beside the agent".to_owned()
+        }
+        _ => String::new(),
+    };
+    fail(
         FailureCode::Kexec,
-        format!("the kernel refuses to load the installed one: {error}"),
-    ))
+        format!("cannot load {name} ({error}){advice}"),
+    )
 }
 
 #[cfg(test)]
@@ -135,7 +166,37 @@ mod tests {
     #[test]
     fn what_is_no_kernel_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        let failure = load(&file, None, "quiet").unwrap_err();
+        let failure = load("/vmlinuz on vda2", &file, None, "quiet").unwrap_err();
         assert_eq!(failure.code, FailureCode::Kexec);
+        assert!(
+            failure
+                .message
+                .starts_with("cannot load /vmlinuz on vda2 ("),
+            "{failure:?}"
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do() {
+        for (errno, advice) in [
+            (libc::ENOEXEC, "must be a bzImage"),
+            (libc::EPERM, "switch Secure Boot off, or use `reboot`"),
+            (libc::EKEYREJECTED, "use `reboot` in place of `kexec`"),
+            (libc::EINVAL, "(it has 2049 bytes)"),
+            (libc::ENOSYS, "CONFIG_KEXEC_FILE"),
+            (libc::ENOMEM, "no room in memory"),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let failure = refused("/vmlinuz on vda2", 2049, &error);
+            assert!(failure.message.contains(advice), "{failure:?}");
+            assert!(!failure.retryable, "{failure:?}");
+        }
+        // What nobody foresaw is told as it is.
+        let error = std::io::Error::from_raw_os_error(libc::EIO);
+        let failure = refused("/vmlinuz on vda2", 6, &error);
+        assert_eq!(
+            failure.message,
+            format!("cannot load /vmlinuz on vda2 ({error})")
+        );
     }
 }

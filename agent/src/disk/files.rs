@@ -152,7 +152,8 @@ pub fn load_kernel(options: &Options, action: &AgentAction) -> Result<(), StepFa
     };
     let kernel_file = open(kernel)?;
     let initramfs_file = initramfs.as_deref().map(open).transpose()?;
-    boot::load(&kernel_file, initramfs_file.as_ref(), cmdline)?;
+    let told = format!("{kernel} on {name}");
+    boot::load(&told, &kernel_file, initramfs_file.as_ref(), cmdline)?;
     tracing::info!(kernel, partition = name, "kernel loaded");
     Ok(())
 }

@@ -6,11 +6,12 @@ use std::process::Command;
 
 use anneal_agent::disk::adv::{self, COPY, Record};
 use anneal_protocol::agent::{
-    AgentAction, Inventory, MetaValue, Outcome, PartitionRef, StreamResult, TalosMetaResult, Verify,
+    AgentAction, FailureCode, Inventory, MetaValue, Outcome, PartitionRef, StreamResult,
+    TalosMetaResult, Verify,
 };
 use base64::Engine as _;
 
-use crate::daemon::{MIB, by_serial, daemon, no_images, output, seal};
+use crate::daemon::{MIB, by_serial, code, daemon, no_images, output, seal};
 use crate::support::{QEMU_HOST, Then};
 use crate::vm::{Drive, Machine, disk, words};
 
@@ -86,7 +87,7 @@ fn full_disk() -> Vec<u8> {
         }
         if label == "boot" {
             let made = format!(
-                "mkdir loader\nmkdir loader/entries\nwrite {} loader/entries/x.conf\n",
+                "mkdir loader\nmkdir loader/entries\nwrite {} loader/entries/x.conf\nsymlink kernel /loader/entries/x.conf\n",
                 entry.display()
             );
             let script = dir.path().join("script");
@@ -164,13 +165,20 @@ fn install(image: AgentAction) -> Vec<AgentAction> {
                 contents_base64: base64::engine::general_purpose::STANDARD.encode("links: []\n"),
             }],
         },
+        AgentAction::Kexec {
+            disk: by_serial("ROOT-1"),
+            partition: label(PARTS[1].0),
+            kernel: "/kernel".into(),
+            initramfs: None,
+            cmdline: "quiet".into(),
+        },
         AgentAction::PowerOff,
     ]
 }
 
 /// The main road on a machine of its own: enrolment through QEMU's network, image onto a virtio
-/// disk, a file into every file system, kernel arguments, Talos' META, power off. The kernel and its modules
-/// are those that machines get.
+/// disk, a file into every file system, kernel arguments, Talos' META, a link to a text that is no kernel to be started,
+/// power off. The kernel and its modules are those that machines get.
 #[test]
 fn installs_a_machine_and_switches_it_off() {
     let sealed = seal(&full_disk());
@@ -189,7 +197,7 @@ fn installs_a_machine_and_switches_it_off() {
     machine.expect(&["enrolled"]);
     machine.expect(&["leaving: power-off"]);
     assert!(machine.ended().success());
-    let outcomes = daemon.outcomes(11);
+    let outcomes = daemon.outcomes(12);
     let inventory: Inventory = output(&outcomes[0]);
     assert_eq!(inventory.manufacturer.as_deref(), Some("QEMU"));
     assert_eq!(inventory.firmware, "bios");
@@ -199,13 +207,19 @@ fn installs_a_machine_and_switches_it_off() {
     assert!(streamed.read_back.is_some());
     let meta: TalosMetaResult = output(&outcomes[9]);
     assert_eq!((meta.partition.as_str(), meta.fresh), ("vda5", true));
-    assert_eq!(outcomes[10], Outcome::Leaving);
     let bytes = std::fs::read(&root).unwrap();
     let copies = [0, COPY].map(|copy| bytes[(META * MIB) as usize + copy..][..COPY].to_vec());
     let mut record = Record::default();
     record.set(0xa, b"links: []\n".to_vec());
     assert!(copies[0] == copies[1]);
     assert_eq!(adv::read(&copies), Some((0, record)));
+    assert_eq!(code(&outcomes[10]), FailureCode::Kexec);
+    let told = format!("{:?}", outcomes[10]);
+    assert!(
+        told.contains("cannot load /kernel on vda2 (Exec format error"),
+        "{told}"
+    );
+    assert_eq!(outcomes[11], Outcome::Leaving);
     for (part, paths, expected) in [
         (
             0,
