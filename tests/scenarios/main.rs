@@ -33,6 +33,7 @@ fn all() -> Vec<Scenario> {
         daemon_killed::SCENARIOS,
         first_boot::ab::SCENARIOS,
         first_boot::ignition::SCENARIOS,
+        first_boot::kexec::SCENARIOS,
         first_boot::seed::SCENARIOS,
         drift::SCENARIOS,
         published::SCENARIOS,

@@ -5,6 +5,7 @@
 
 pub mod ab;
 pub mod ignition;
+pub mod kexec;
 pub mod seed;
 
 use std::time::Duration;
