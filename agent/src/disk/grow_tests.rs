@@ -85,8 +85,9 @@ fn a_power_cut_leaves_the_earlier_system_or_nothing_or_the_whole_grown_image() {
     let disk = Memory::of(case.start.clone(), case.sector);
     write(&case, &disk, Verify::None).unwrap();
     let (whole, operations) = (disk.now(), disk.operations());
-    let mut random = Random(11);
-    for dies_after in 0..operations {
+    // What survives of a cut is drawn; the order of the writes is the threads'.
+    for (seed, dies_after) in (1..7).flat_map(|seed| (0..operations).map(move |n| (seed, n))) {
+        let mut random = Random(seed);
         let disk = Memory::of(case.start.clone(), case.sector).dies_after(dies_after);
         write(&case, &disk, Verify::None).unwrap_err();
         let cut = disk.after_cut(&mut random);

@@ -90,10 +90,11 @@ fn tables(disk_size: u64, sector: u64) -> [Vec<Range<u64>>; 2] {
     })
 }
 
-/// The frames held back to the end, in three groups; the disk is flushed after each.
+/// The frames held back to the end, in three groups; the disk is flushed after each. What an image
+/// that is smaller than the disk has at its end is found through its header only, as all else.
 #[must_use]
-pub fn finish(manifest: &Manifest, last: &[usize], sector: u64) -> [Vec<Part>; 3] {
-    let end = (manifest.size() - 1) / sector * sector;
+pub fn finish(manifest: &Manifest, last: &[usize], disk_size: u64, sector: u64) -> [Vec<Part>; 3] {
+    let end = (disk_size / sector).saturating_sub(1) * sector;
     let mut groups = [Vec::new(), Vec::new(), Vec::new()];
     for &frame in last {
         let range = manifest.raw_range(frame);

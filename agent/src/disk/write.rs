@@ -362,12 +362,19 @@ impl<D: Disk> Writer<'_, D> {
             Some(which) => grow::apply(manifest, disk, which, &mut held)?,
             None => None,
         };
-        let groups = order::finish(manifest, &self.plan.last, disk.sector());
+        let groups = order::finish(manifest, &self.plan.last, disk.size(), disk.sector());
+        // Its header goes with the other headers, when everything that they lead to is on the disk.
+        let mut backup = grown.as_ref().map_or([None, None, None], |grown| {
+            let header = grown.backup.len() - disk.sector() as usize;
+            let (entries, header) = grown.backup.split_at(header);
+            let at = grown.backup_at;
+            let header_at = at + entries.len() as u64;
+            [Some((at, entries)), Some((header_at, header)), None]
+        });
         for (number, group) in groups.into_iter().enumerate() {
-            // With the other headers: everything that they lead to is on the disk.
-            if let Some(grown) = grown.as_ref().filter(|_| number == 1) {
-                disk.write_at(grown.backup_at, &grown.backup)
-                    .map_err(|e| failed("write", grown.backup_at, &e))?;
+            if let Some((at, bytes)) = backup[number].take() {
+                disk.write_at(at, bytes)
+                    .map_err(|e| failed("write", at, &e))?;
             }
             for part in group {
                 let raw = held.get(&part.frame).ok_or_else(|| {

@@ -196,13 +196,14 @@ fn installs_an_image_and_a_file_and_leaves() {
             == 1
     );
     let reports = daemon.server.requests("/report");
-    let total: u64 = reports
+    let end = reports
         .iter()
         .filter_map(|r| r.json::<anneal_protocol::agent::Report>().progress)
-        .map(|p| p.done)
-        .max()
+        .max_by_key(|progress| progress.done)
         .unwrap();
-    assert_eq!(total, 2 * raw.len() as u64);
+    assert_eq!(end.done, end.total);
+    // Written and read back, besides what was compared.
+    assert!(end.total > 2 * raw.len() as u64, "{end:?}");
 }
 
 /// Each fault of the image has its own name, and none leaves a disk that boots.
