@@ -21,7 +21,7 @@ use super::files::{self, NewFile};
 use super::mount::{Access, INSIDE, KINDS, mount};
 use super::{Chosen, choose, grub};
 use crate::cmdline::Options;
-use crate::step::fail;
+use crate::step::{fail, fail_for_now};
 
 /// Where entries are: on a file system of the boot loader's own, or in `/boot` of the root file
 /// system (bootc). The first that has any counts.
@@ -69,8 +69,8 @@ struct Loader {
 /// Carries out [`AgentAction::BootArguments`].
 ///
 /// # Errors
-/// `BadOrder`, what choosing disk and partition says, or `FileSystem`: when a boot loader has
-/// nothing there to edit, or it cannot be read or written.
+/// `BadOrder`, what choosing disk and partition says, `FileSystem` when a boot loader has nothing
+/// there to edit, or it cannot be read or written, or `DiskIo`.
 pub fn edit(options: &Options, action: &AgentAction) -> Result<BootArgumentsResult, StepFailure> {
     let AgentAction::BootArguments {
         disk,
@@ -98,7 +98,7 @@ fn search(chosen: &Chosen) -> Result<PartitionRef, StepFailure> {
         let text = format!("cannot look for the boot loader's files on {disk}: {e}");
         fail(FailureCode::FileSystem, text)
     })?;
-    let mut found = Vec::new();
+    let (mut found, mut passed_over) = (Vec::new(), Vec::new());
     for (number, file_system) in contents.file_systems() {
         let Some(number) = number.filter(|_| KINDS.contains(&file_system.kind)) else {
             continue;
@@ -111,7 +111,18 @@ fn search(chosen: &Chosen) -> Result<PartitionRef, StepFailure> {
             // No boot loader's, if the kernel cannot read it.
             Err(failure) if failure.code == FailureCode::FileSystem => {
                 tracing::warn!(number, why = failure.message, "partition not looked into");
+                passed_over.push(failure.message);
                 continue;
+            }
+            // It may be the one: nobody can say yet.
+            Err(failure) if failure.code == FailureCode::DiskIo => {
+                return Err(StepFailure {
+                    message: format!(
+                        "{}; if the boot loader reads another partition, name that as `partition`",
+                        failure.message
+                    ),
+                    ..failure
+                });
             }
             other => other?,
         };
@@ -123,11 +134,15 @@ fn search(chosen: &Chosen) -> Result<PartitionRef, StepFailure> {
             found.push((partition, format!("{} ({})", mounted.name, loader.folder)));
         }
     }
-    only(disk, found)
+    only(disk, found, &passed_over)
 }
 
-/// The one that was found. Pure.
-fn only(disk: &str, mut found: Vec<(PartitionRef, String)>) -> Result<PartitionRef, StepFailure> {
+/// The one that was found; `passed_over` says why others were not looked into. Pure.
+fn only(
+    disk: &str,
+    mut found: Vec<(PartitionRef, String)>,
+    passed_over: &[String],
+) -> Result<PartitionRef, StepFailure> {
     if found.len() > 1 {
         let places: Vec<&str> = found.iter().map(|(_, place)| place.as_str()).collect();
         let text = format!(
@@ -136,10 +151,15 @@ fn only(disk: &str, mut found: Vec<(PartitionRef, String)>) -> Result<PartitionR
         );
         return Err(fail(FailureCode::Partition, text));
     }
-    let Some((partition, _)) = found.pop() else {
-        return Err(fail(FailureCode::FileSystem, nothing(disk)));
-    };
-    Ok(partition)
+    match found.pop() {
+        Some((partition, _)) => Ok(partition),
+        None if passed_over.is_empty() => Err(fail(FailureCode::FileSystem, nothing(disk))),
+        None => {
+            let passed_over = passed_over.join("; ");
+            let text = format!("{}; not looked into: {passed_over}", nothing(disk));
+            Err(fail_for_now(FailureCode::FileSystem, text))
+        }
+    }
 }
 
 /// What to say of a place where nothing can be edited.

@@ -169,11 +169,61 @@ fn several_partitions_with_something_to_edit_are_told() {
     };
     let one = (partition(1), "vda1 (boot/grub)".to_owned());
     let other = (partition(16), "vda16 (grub)".to_owned());
-    assert_eq!(only("vda", vec![other.clone()]).unwrap(), partition(16));
-    let failure = only("vda", vec![one, other]).unwrap_err();
+    assert_eq!(
+        only("vda", vec![other.clone()], &["vda1: x".to_owned()]).unwrap(),
+        partition(16)
+    );
+    let failure = only("vda", vec![one, other], &[]).unwrap_err();
     assert_eq!(failure.code, FailureCode::Partition);
     assert!(
         failure.message.contains("vda1 (boot/grub), vda16 (grub)"),
+        "{failure:?}"
+    );
+}
+
+#[test]
+fn nothing_found_says_what_was_not_looked_into() {
+    let failure = only("vda", Vec::new(), &[]).unwrap_err();
+    assert!(!failure.retryable && !failure.message.contains("not looked into"));
+    let why = "cannot mount ext4 on vda2: damaged".to_owned();
+    let failure = only("vda", Vec::new(), &[why]).unwrap_err();
+    assert_eq!(failure.code, FailureCode::FileSystem);
+    assert!(
+        failure.retryable
+            && failure
+                .message
+                .starts_with("vda has no boot loader entries")
+            && failure
+                .message
+                .ends_with("; not looked into: cannot mount ext4 on vda2: damaged"),
+        "{failure:?}"
+    );
+}
+
+#[test]
+fn of_two_partitions_the_one_with_something_to_edit_is_found() {
+    let (_, mib, package, mkfs) = FILE_SYSTEMS[1];
+    let disk = Loop::two("anneal-two", (mib, package, mkfs), (mib, package, mkfs));
+    let first = disk.partition();
+    let second = disk.located("second");
+    script(&second, PLANT_GRUB);
+    assert_eq!(search(&disk.chosen()).unwrap().number, Some(2));
+    script(&first, PLANT_GRUB);
+    let failure = search(&disk.chosen()).unwrap_err();
+    assert_eq!(failure.code, FailureCode::Partition, "{failure:?}");
+    // A flag of the first one's superblock that no kernel knows.
+    script(
+        &first,
+        "printf '\\377' | dd of=\"$1\" bs=1 seek=1123 conv=notrunc,fsync status=none",
+    );
+    assert_eq!(search(&disk.chosen()).unwrap().number, Some(2));
+    script(&second, "mount \"$1\" /mnt; rm -r /mnt/boot");
+    let failure = search(&disk.chosen()).unwrap_err();
+    assert!(
+        failure.retryable
+            && failure
+                .message
+                .contains("; not looked into: cannot mount ext4 on"),
         "{failure:?}"
     );
 }

@@ -84,13 +84,16 @@ impl Loop {
     /// With another name of the partition.
     pub fn named(name: &str, partition: &str, mib: u64, package: &str, mkfs: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let part = dir.path().join("part");
-        std::fs::File::create(&part)
-            .unwrap()
-            .set_len(mib << 20)
-            .unwrap();
-        tool(package, &mkfs.replace("FILE", &part.display().to_string()));
-        Self::of(name, partition, dir, &part)
+        let part = made(&dir, "part", mib, package, mkfs);
+        Self::of(name, dir, &[(partition, part)])
+    }
+
+    /// With a second partition, named `second`; each is given by size in MiB, package and how it is made.
+    pub fn two(name: &str, first: (u64, &str, &str), second: (u64, &str, &str)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let first = made(&dir, "part", first.0, first.1, first.2);
+        let second = made(&dir, "part2", second.0, second.1, second.2);
+        Self::of(name, dir, &[("root", first), ("second", second)])
     }
 
     /// Another disk with the same bytes.
@@ -102,28 +105,36 @@ impl Loop {
             "coreutils",
             &format!("dd if={from} of={to} bs=1M skip=1 conv=sparse status=none"),
         );
-        Self::of(name, "root", dir, &part)
+        Self::of(name, dir, &[("root", part)])
     }
 
-    fn of(name: &str, partition: &str, dir: tempfile::TempDir, part: &Path) -> Self {
+    /// A disk with these partitions, each a name and a file with its bytes.
+    fn of(name: &str, dir: tempfile::TempDir, parts: &[(&str, PathBuf)]) -> Self {
         let serial = format!("{name}.img");
         let file = dir.path().join(&serial);
-        let bytes = std::fs::metadata(part).unwrap().len() >> 20 << 20;
+        let to = file.display();
+        let mib = |part: &Path| std::fs::metadata(part).unwrap().len() >> 20;
+        let all: u64 = parts.iter().map(|(_, part)| mib(part)).sum();
         std::fs::File::create(&file)
             .unwrap()
-            .set_len(bytes + (2 << 20))
+            .set_len((all + 2) << 20)
             .unwrap();
-        let (from, to) = (part.display(), file.display());
-        tool(
-            "coreutils",
-            &format!("dd if={from} of={to} bs=1M seek=1 conv=sparse,notrunc status=none"),
-        );
-        let sectors = bytes / 512;
-        tool(
-            "gdisk",
-            &format!("sgdisk -n 1:2048:+{sectors} -t 1:8300 -c 1:{partition} {to}"),
-        );
-        std::fs::remove_file(part).unwrap();
+        let mut at = 1;
+        let mut table = vec!["sgdisk".to_owned()];
+        for (number, (label, part)) in (1..).zip(parts) {
+            let (from, length) = (part.display(), mib(part));
+            tool(
+                "coreutils",
+                &format!("dd if={from} of={to} bs=1M seek={at} conv=sparse,notrunc status=none"),
+            );
+            let (start, sectors) = (at * 2048, length * 2048);
+            table.push(format!(
+                "-n {number}:{start}:+{sectors} -t {number}:8300 -c {number}:{label}"
+            ));
+            std::fs::remove_file(part).unwrap();
+            at += length;
+        }
+        tool("gdisk", &format!("{} {to}", table.join(" ")));
         let attached = Attached::new(&file, &["-P"]);
         Self {
             node: PathBuf::from(&attached.node),
@@ -152,11 +163,23 @@ impl Loop {
 
     /// The device of its partition, made by the kernel when it is first looked for.
     pub fn partition(&self) -> PathBuf {
-        let disk = self.chosen().disk;
-        super::partition::locate(&disk, &labelled("root"))
-            .unwrap()
-            .1
+        self.located("root")
     }
+
+    /// The device of the partition with this label.
+    pub fn located(&self, label: &str) -> PathBuf {
+        let disk = self.chosen().disk;
+        super::partition::locate(&disk, &labelled(label)).unwrap().1
+    }
+}
+
+/// A file that `mkfs FILE` was run on.
+fn made(dir: &tempfile::TempDir, name: &str, mib: u64, package: &str, mkfs: &str) -> PathBuf {
+    let part = dir.path().join(name);
+    let file = std::fs::File::create(&part).unwrap();
+    file.set_len(mib << 20).unwrap();
+    tool(package, &mkfs.replace("FILE", &part.display().to_string()));
+    part
 }
 
 /// A partition by label.

@@ -124,7 +124,8 @@ fn open(node: &Path) -> io::Result<File> {
 /// Mounts a partition of a disk that still is the one chosen.
 ///
 /// # Errors
-/// `Partition`, `DiskRefused` when the disk is another one by now, `FileSystem`.
+/// `Partition`, `DiskRefused` when the disk is another one by now, `FileSystem`, `DiskIo` when the disk cannot be
+/// read or the file system is busy.
 pub(super) fn mount(
     chosen: &Chosen,
     wanted: &PartitionRef,
@@ -156,6 +157,11 @@ fn refused(kind: &str, name: &str, error: Errno) -> StepFailure {
         Errno::ROFS | Errno::ACCESS => fail(
             FailureCode::FileSystem,
             format!("{name} can only be mounted read-only: its {kind} does not allow writing"),
+        ),
+        // Says nothing about the file system: next time it may be mounted.
+        Errno::BUSY | Errno::IO | Errno::NOMEM => fail_for_now(
+            FailureCode::DiskIo,
+            format!("cannot mount {kind} on {name}: {error}"),
         ),
         error => fail_for_now(
             FailureCode::FileSystem,
