@@ -1,7 +1,8 @@
 //! GRUB's own configuration, `grub.cfg`, and the kernel arguments in it. Pure.
 //!
 //! It is a program, and nobody can say without running it which kernel it starts: so every line whose command is
-//! `linux` is edited, in whatever menu entry, and nothing else. All other bytes stay. Words are read as GRUB's shell
+//! `linux` is edited, in whatever menu entry, and nothing else; one that starts a kernel behind another command is
+//! refused. All other bytes stay. Words are read as GRUB's shell
 //! reads them; one with a variable in it is left alone, because nobody knows yet what it will be.
 
 use std::ops::Range;
@@ -24,8 +25,8 @@ struct Word {
 /// The script with the change made; none when it is right already.
 ///
 /// # Errors
-/// A sentence about the script when it has no line that starts a kernel, or one of them goes on in the next; about
-/// the change when GRUB cannot hand an argument on.
+/// A sentence about the script when it has no line that starts a kernel, or one of them goes on in the next, or does
+/// so behind another command; about the change when GRUB cannot hand an argument on.
 pub(super) fn apply(change: &Change, script: &str) -> Result<Option<String>, String> {
     let change = in_words(change)?;
     let mut edited = String::with_capacity(script.len());
@@ -33,9 +34,20 @@ pub(super) fn apply(change: &Change, script: &str) -> Result<Option<String>, Str
     for (number, line) in (1..).zip(script.split_inclusive('\n')) {
         // An argument may be a secret: the line is named by its place.
         let words = command(line).map_err(|why| format!("line {number}: {why}"))?;
+        let end = words.last().map_or(0, |word| word.range.end);
+        if starts_inside(&line[end..]) {
+            return Err(format!(
+                "line {number}: a kernel is started behind another command; give it a line of its own"
+            ));
+        }
         match words.split_first() {
             // The first word is the kernel's file.
             Some((file, arguments)) => {
+                if has_lone_return(line) {
+                    return Err(format!(
+                        "line {number}: a carriage return stands inside the kernel's line"
+                    ));
+                }
                 found = true;
                 edit(line, file.range.end, arguments, &change, &mut edited);
             }
@@ -82,7 +94,7 @@ fn in_words(change: &Change) -> Result<Change, String> {
             .map(|(place, argument)| {
                 word_for(argument).ok_or_else(|| {
                     format!(
-                        "{what}: argument {place} has a quote or a backslash in it, before which GRUB would put a backslash"
+                        "{what}: argument {place} has a quote or a backslash in it, before which GRUB would put a backslash; leave it out (quotes around a value with blanks, key=\"two words\", are right)"
                     )
                 })
             })
@@ -122,6 +134,28 @@ fn quoted(word: &str) -> String {
         // There is no quote in it.
         format!("'{word}'")
     }
+}
+
+/// Whether a kernel is started behind another command of this line. Quotes are not read: what only says so in a
+/// text, behind one of these characters, is refused too.
+fn starts_inside(line: &str) -> bool {
+    const BEFORE: [&str; 8] = ["if", "elif", "then", "else", "while", "until", "do", "!"];
+    if line.trim_start_matches(BLANKS).starts_with('#') {
+        return false;
+    }
+    let mut commands = line.split(|c: char| ";{}|&".contains(c));
+    commands.any(|command| {
+        let mut words = command
+            .split_whitespace()
+            .skip_while(|word| BEFORE.contains(word));
+        words.next().is_some_and(|word| COMMANDS.contains(&word)) && words.next().is_some()
+    })
+}
+
+/// Whether a carriage return stands elsewhere than at the end of the line.
+fn has_lone_return(line: &str) -> bool {
+    let text = line.strip_suffix('\n').unwrap_or(line);
+    text.strip_suffix('\r').unwrap_or(text).contains('\r')
 }
 
 /// What stands behind the command in a line that starts a kernel; nothing of any other line.

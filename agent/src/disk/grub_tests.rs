@@ -189,6 +189,14 @@ fn refuses_what_it_cannot_edit_rightly() {
         ("linux /v secret=\"\nb\"\n", "line 1: a quote"),
         ("linux /v 'secret", "line 1: a quote"),
         ("linux /v ${secret\n}", "line 1: a quote"),
+        (
+            "linux /v\nlinux /v secret\rx\n",
+            "line 2: a carriage return",
+        ),
+        (
+            "linux /v\nlinux /v 'secret\rx'\n",
+            "line 2: a carriage return",
+        ),
     ] {
         let error = apply(&wanted, script).unwrap_err();
         assert!(error.contains(told), "{script}: {error}");
@@ -205,6 +213,40 @@ fn refuses_what_it_cannot_edit_rightly() {
         apply(&wanted, script).unwrap().unwrap(),
         "echo 'a\nb'\nlinux /v quiet\n"
     );
+}
+
+#[test]
+fn a_kernel_behind_another_command_is_refused() {
+    let wanted = change(&["quiet"], &[]);
+    for line in [
+        "menuentry 'x' { linux /v secret; initrd /i; }",
+        "if [ a = b ]; then linux /v secret; fi",
+        "\telse linux /v secret",
+        "if ! linux /v secret; then",
+        "insmod gzio; linuxefi /v",
+        "linux /v quiet; linux /w secret",
+        "} linux16 /v",
+    ] {
+        let error = apply(&wanted, &format!("linux /v\n{line}\n")).unwrap_err();
+        assert!(
+            error.starts_with("line 2: a kernel is started behind another command"),
+            "{line}: {error}"
+        );
+        assert!(!error.contains("secret"), "{error}");
+    }
+    // What has no kernel to start, or says so in a comment or an argument.
+    for line in [
+        "if [ x$grub_platform = xxen ]; then insmod xzio; insmod linux; fi",
+        "export linux_gfx_mode; gfxmode ${linux_gfx_mode}",
+        "# menuentry 'x' { linux /v }",
+        "if [ \"${1}\" = linux ]; then true; linux; fi",
+        "menuentry 'GNU/Linux, with linux 6' { ",
+        "linux /v 'x;linux y' quiet # ; linux /v",
+        "linux /v quiet; initrd /i",
+    ] {
+        let script = format!("linux /v quiet\n{line}\n");
+        assert_eq!(apply(&wanted, &script), Ok(None), "{line}");
+    }
 }
 
 proptest::proptest! {
