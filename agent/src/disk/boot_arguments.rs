@@ -91,7 +91,7 @@ pub fn edit(options: &Options, action: &AgentAction) -> Result<BootArgumentsResu
 }
 
 /// The partition that the boot loader reads: the only one with something to edit. Nothing is
-/// written meanwhile.
+/// written meanwhile, but for what [`Access::Look`] says.
 fn search(chosen: &Chosen) -> Result<PartitionRef, StepFailure> {
     let disk = &chosen.disk.info.name;
     let contents = chosen.disk.contents.as_ref().map_err(|e| {
@@ -107,7 +107,7 @@ fn search(chosen: &Chosen) -> Result<PartitionRef, StepFailure> {
             number: Some(number),
             ..PartitionRef::default()
         };
-        let mounted = match mount(chosen, &partition, Access::Read) {
+        let mounted = match mount(chosen, &partition, Access::Look) {
             // No boot loader's, if the kernel cannot read it.
             Err(failure) if failure.code == FailureCode::FileSystem => {
                 tracing::warn!(number, why = failure.message, "partition not looked into");

@@ -227,3 +227,40 @@ fn of_two_partitions_the_one_with_something_to_edit_is_found() {
         "{failure:?}"
     );
 }
+
+/// As a power cut leaves it: with a journal to replay, and a deleted file that was still open.
+#[test]
+fn looking_writes_nothing() {
+    let (_, mib, package, mkfs) = FILE_SYSTEMS[1];
+    let disk = Loop::new("anneal-look", mib, package, mkfs);
+    let node = disk.partition();
+    script(
+        &node,
+        "copy=$(mktemp); mount \"$1\" /mnt; mkdir -p /mnt/boot/grub; echo linux /v >/mnt/boot/grub/grub.cfg
+        exec 3>/mnt/open; echo x >&3; rm /mnt/open; sync; dd if=\"$1\" of=\"$copy\" bs=1M status=none
+        exec 3>&-; umount /mnt; dd if=\"$copy\" of=\"$1\" bs=1M conv=fsync status=none; rm \"$copy\"
+        dumpe2fs -h \"$1\" 2>&1 | grep -q needs_recovery",
+    );
+    let before = std::fs::read(&disk.file).unwrap();
+    assert_eq!(search(&disk.chosen()).unwrap().number, Some(1));
+    assert!(std::fs::read(&disk.file).unwrap() == before, "written");
+    // And the partition can be written afterwards.
+    let done = edit_on(&disk.chosen(), &labelled("L"), &change("a", "b")).unwrap();
+    assert_eq!(done.changed, ["grub.cfg"]);
+}
+
+/// Looking leaves it such that it can be edited.
+#[test]
+fn every_file_system_can_be_looked_into() {
+    for (kind, mib, package, mkfs) in known() {
+        let disk = Loop::new(&format!("anneal-look-{kind}"), mib, package, mkfs);
+        script(
+            &disk.partition(),
+            "mount \"$1\" /mnt; mkdir -p /mnt/grub; echo linux /v >/mnt/grub/grub.cfg",
+        );
+        let partition = search(&disk.chosen()).unwrap();
+        assert_eq!(partition.number, Some(1), "{kind}");
+        let done = edit_on(&disk.chosen(), &partition, &change("a", "b")).unwrap();
+        assert_eq!(done.changed, ["grub.cfg"], "{kind}");
+    }
+}

@@ -39,8 +39,11 @@ const LINGERS: Duration = Duration::from_secs(2);
 /// What a mount is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Nothing is changed.
+    /// No file is changed. The kernel may finish what an earlier system began: journals are replayed.
     Read,
+    /// Nothing is written. What only a journal holds is not seen. Where the kernel cannot do without replaying a
+    /// journal it is as [`Self::Read`].
+    Look,
     /// Files are written.
     Write,
 }
@@ -148,7 +151,11 @@ pub(super) fn mount(
             return Err(fail(FailureCode::FileSystem, text));
         }
     };
-    let root = attach(kind, &node, access).map_err(|e| refused(kind, &name, e))?;
+    let attached = match access {
+        Access::Look => attach_unwritten(kind, &node, &device),
+        access => attach(kind, &node, access),
+    };
+    let root = attached.map_err(|e| refused(kind, &name, e))?;
     Ok(Mounted { name, root, device })
 }
 
@@ -170,15 +177,65 @@ fn refused(kind: &str, name: &str, error: Errno) -> StepFailure {
     }
 }
 
+/// Mounts for [`Access::Look`]. Ext4 truncates deleted files also when it is mounted read-only and without its
+/// journal, unless the device cannot be written: so it cannot until that is over.
+fn attach_unwritten(kind: &str, node: &Path, device: &File) -> rustix::io::Result<OwnedFd> {
+    let Ok(protected) = Protected::new(device) else {
+        return attach(kind, node, Access::Read);
+    };
+    let attached = match attach(kind, node, Access::Look) {
+        // An option that this kernel does not have, or only with mount(2), as XFS's once.
+        Err(Errno::INVAL) => attach(kind, node, Access::Read),
+        other => other,
+    };
+    drop(protected);
+    match attached {
+        // It has to be replayed first.
+        Err(Errno::ROFS | Errno::ACCESS) => attach(kind, node, Access::Read),
+        other => other,
+    }
+}
+
+/// A device that nothing is written to until this is dropped.
+struct Protected<'a>(&'a File);
+
+impl<'a> Protected<'a> {
+    fn new(device: &'a File) -> io::Result<Self> {
+        set_read_only(device, true)?;
+        Ok(Self(device))
+    }
+}
+
+impl Drop for Protected<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = set_read_only(self.0, false) {
+            tracing::warn!(%error, "a partition stays read-only until the machine restarts");
+        }
+    }
+}
+
+fn set_read_only(device: &File, read_only: bool) -> io::Result<()> {
+    /// `_IO(0x12, 93)` of linux/fs.h.
+    const BLKROSET: libc::c_ulong = 0x125d;
+    let value = libc::c_int::from(read_only);
+    // SAFETY: the descriptor is open; the kernel reads one int and keeps no pointer.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROSET as _, &raw const value) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn attach(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd> {
     let begin = Instant::now();
+    let mut forgotten = false;
     loop {
         match attach_once(kind, node, access) {
             // Btrfs knows devices by their file system's UUID, which images have in common: it
             // remembers that of another disk, or of an earlier write, as the newer one.
-            Err(Errno::EXIST) if kind == "btrfs" => {
+            Err(Errno::EXIST) if kind == "btrfs" && !forgotten => {
                 forget_btrfs()?;
-                return attach_once(kind, node, access);
+                forgotten = true;
             }
             Err(Errno::BUSY) if begin.elapsed() < LINGERS => {
                 std::thread::sleep(Duration::from_millis(20));
@@ -191,8 +248,17 @@ fn attach(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd
 fn attach_once(kind: &str, node: &Path, access: Access) -> rustix::io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", node)?;
-    if access == Access::Read {
+    if access != Access::Write {
         fsconfig_set_flag(context.as_fd(), "ro")?;
+    }
+    if access == Access::Look {
+        match kind {
+            "ext4" => fsconfig_set_flag(context.as_fd(), "noload")?,
+            "xfs" => fsconfig_set_flag(context.as_fd(), "norecovery")?,
+            "btrfs" => fsconfig_set_string(context.as_fd(), "rescue", "nologreplay")?,
+            // It has no journal.
+            _ => {}
+        }
     }
     if kind == "vfat" {
         // vfat stores neither owner nor permissions: do not fail on setting them.
@@ -202,7 +268,7 @@ fn attach_once(kind: &str, node: &Path, access: Access) -> rustix::io::Result<Ow
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    if access == Access::Read {
+    if access != Access::Write {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
