@@ -34,7 +34,7 @@ pub(super) const KINDS: [&str; 4] = ["vfat", "ext4", "xfs", "btrfs"];
 
 /// A program that is being started holds what this one had open until it has become that program: so long an
 /// earlier mount, for reading only, may still be there.
-const LINGERS: Duration = Duration::from_secs(2);
+pub(super) const LINGERS: Duration = Duration::from_secs(2);
 
 /// What a mount is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +97,8 @@ pub(super) struct Held {
 /// Finds and opens a partition.
 ///
 /// # Errors
-/// `Partition`, `DiskIo` when it cannot be opened, `DiskRefused` when the disk is another one by
-/// now.
+/// `Partition`, `DiskIo` when it cannot be opened, `DiskRefused` when it is in use or the disk is
+/// another one by now.
 pub(super) fn hold(
     chosen: &Chosen,
     wanted: &PartitionRef,
@@ -106,7 +106,13 @@ pub(super) fn hold(
 ) -> Result<Held, StepFailure> {
     let (partition, node) = partition::locate(&chosen.disk, wanted)?;
     let name = file_name(&node);
-    let device = open(&node).map_err(|e| super::io_failure("open", &node, &e))?;
+    let device = open(&node).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => fail(
+            FailureCode::DiskRefused,
+            format!("{name} is in use: the kernel does not open it exclusively"),
+        ),
+        _ => super::io_failure("open", &node, &e),
+    })?;
     let disk = chosen.confirm()?.name;
     if !is_part(&device, &disk, &name) {
         let text = format!("{name} is not a partition of {disk} any more: nothing is written");

@@ -5,7 +5,10 @@
 //! valid, with the old keys or the new ones. Contents are never logged.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anneal_protocol::agent::{
     AgentAction, FailureCode, MetaValue, PartitionRef, StepFailure, TalosMetaResult,
@@ -14,7 +17,7 @@ use base64::Engine as _;
 
 use super::adv::{self, COPY, Record};
 use super::device::{BlockDevice, Disk, open_exclusive};
-use super::mount::{Held, hold};
+use super::mount::{Held, LINGERS, hold};
 use super::partition::Partition;
 use super::{Chosen, choose};
 use crate::cmdline::Options;
@@ -84,10 +87,10 @@ fn write_on(chosen: &Chosen, values: &Values) -> Result<TalosMetaResult, StepFai
         node,
         partition,
         device,
-    } = hold(chosen, &wanted, open_exclusive).map_err(|failure| match failure.code {
+    } = hold(chosen, &wanted, open_patiently).map_err(|failure| match failure.code {
         FailureCode::Partition => StepFailure {
             message: format!(
-                "{}; every image of Talos has one {NAME}: write one before",
+                "{}; Talos has exactly one partition named {NAME}: if there is none, write an image of Talos before",
                 failure.message
             ),
             ..failure
@@ -105,6 +108,20 @@ fn write_on(chosen: &Chosen, values: &Values) -> Result<TalosMetaResult, StepFai
         kept,
         fresh,
     })
+}
+
+/// Opens it for this process alone. What an earlier look had open may be held for a moment by a program that is
+/// being started.
+fn open_patiently(node: &Path) -> io::Result<File> {
+    let begin = Instant::now();
+    loop {
+        match open_exclusive(node) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < LINGERS => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Whether Talos would take this partition for its META; what it would not must not be written.

@@ -173,7 +173,7 @@ fn partitions_that_talos_would_not_take_are_left_alone() {
             "OTHER",
             1,
             "true FILE",
-            "write one before",
+            "if there is none, write an image of Talos before",
         ),
         (
             "anneal-meta-long",
@@ -205,4 +205,40 @@ fn partitions_that_talos_would_not_take_are_left_alone() {
         assert!(!failure.retryable);
         assert!(std::fs::read(&disk.file).unwrap() == before, "{name}");
     }
+}
+
+#[test]
+fn several_partitions_that_could_be_meant_are_told() {
+    let one = (1, "e2fsprogs", "mkfs.ext4 -q -L META FILE");
+    let disk = Loop::two("anneal-meta-two", one, one);
+    let failure = write_on(&disk.chosen(), &wanted()).unwrap_err();
+    assert_eq!(failure.code, FailureCode::Partition);
+    assert!(
+        failure.message.contains("has more than one partition")
+            && failure
+                .message
+                .contains("exactly one partition named META: if there is none"),
+        "{failure:?}"
+    );
+}
+
+#[test]
+fn a_partition_in_use_is_waited_for_and_then_refused() {
+    let disk = Loop::named("anneal-meta-busy", "META", 1, "coreutils", "true FILE");
+    let node = disk.located("META");
+    let before = std::fs::read(&disk.file).unwrap();
+    let user = open_patiently(&node).unwrap();
+    let failure = write_on(&disk.chosen(), &wanted()).unwrap_err();
+    assert_eq!(failure.code, FailureCode::DiskRefused, "{failure:?}");
+    assert!(failure.message.contains("is in use"), "{failure:?}");
+    assert!(std::fs::read(&disk.file).unwrap() == before);
+    let begin = Instant::now();
+    let release = std::thread::spawn(move || {
+        std::thread::sleep(LINGERS / 4);
+        drop(user);
+    });
+    open_patiently(&node).unwrap();
+    assert!(begin.elapsed() >= LINGERS / 8, "it was not in use");
+    release.join().unwrap();
+    write_on(&disk.chosen(), &wanted()).unwrap();
 }
