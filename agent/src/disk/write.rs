@@ -104,7 +104,7 @@ fn overlaps(ranges: &[Range<u64>], with: &Range<u64>) -> bool {
     ranges.any(|range| range.start < with.end && with.start < range.end)
 }
 
-/// Called now and then with bytes done and in all; an error stops the writing.
+/// Called now and then with bytes done, which never become fewer, and in all, which may: an error stops the writing.
 pub type Watch<'a> = &'a mut dyn FnMut(u64, u64) -> Result<(), StepFailure>;
 
 /// One write in progress.
@@ -181,9 +181,11 @@ impl<D: Disk> Writer<'_, D> {
             self.result.compared.add(manifest.raw_length(frame) as u64);
         }
         let same = survey.same.iter().enumerate().filter(|(_, same)| **same);
-        // The pass is over, also when a sample of the disk was enough.
         let kept: u64 = same.map(|(f, _)| manifest.raw_length(f) as u64).sum();
-        self.done = manifest.size() + kept;
+        // The pass is over, also when a sample of the disk was enough: then it was a shorter one.
+        let read = self.result.compared.bytes;
+        self.total -= manifest.size().saturating_sub(read);
+        self.done = read + kept;
         self.result.compare_time = begin.elapsed();
         Ok(survey)
     }
