@@ -117,7 +117,7 @@ fn refused(name: &str, cmdline_bytes: usize, error: &std::io::Error) -> StepFail
             ": it is no kernel that this one can start; `kernel` must be a bzImage or Image for this processor, and a unified kernel image (.efi) is none".to_owned()
         }
         Some(libc::EPERM) => {
-            ": the agent's kernel is locked down, as it is under Secure Boot, and starts only kernels that are signed for it; switch Secure Boot off, or use `reboot` in place of `kexec`".to_owned()
+            ": the agent's kernel is locked down, as it is under Secure Boot, and starts only kernels that are signed for it, or kexec is switched off there; switch Secure Boot off, or use `reboot` in place of `kexec`".to_owned()
         }
         Some(libc::ENODATA | libc::ENOKEY | libc::EKEYREJECTED | libc::EBADMSG) => {
             ": the agent's kernel starts only kernels whose signature it knows; use `reboot` in place of `kexec`".to_owned()
@@ -181,6 +181,7 @@ mod tests {
         for (errno, advice) in [
             (libc::ENOEXEC, "must be a bzImage"),
             (libc::EPERM, "switch Secure Boot off, or use `reboot`"),
+            (libc::EPERM, "or kexec is switched off there"),
             (libc::EKEYREJECTED, "use `reboot` in place of `kexec`"),
             (libc::EINVAL, "(it has 2049 bytes)"),
             (libc::ENOSYS, "CONFIG_KEXEC_FILE"),

@@ -178,7 +178,7 @@ pub enum AgentAction {
         #[serde(default)]
         add: Vec<String>,
         /// Arguments that none has afterwards, as they stand there, or `key=*` for every value of
-        /// a key.
+        /// a key. Words with a GRUB variable are left alone.
         #[serde(default)]
         remove: Vec<String>,
     },
