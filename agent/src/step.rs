@@ -139,10 +139,12 @@ async fn run(context: &Context, action: &AgentAction, cancel: &CancellationToken
             succeeded(blocking(move || files::write(&options, &action)).await?)
         }
         AgentAction::BootArguments { .. } => {
-            succeeded(blocking(move || boot_arguments::edit(&options, &action)).await?)
+            let cancel = cancel.clone();
+            succeeded(blocking(move || boot_arguments::edit(&options, &action, &cancel)).await?)
         }
         AgentAction::WriteTalosMeta { .. } => {
-            succeeded(blocking(move || talos_meta::write(&options, &action)).await?)
+            let cancel = cancel.clone();
+            succeeded(blocking(move || talos_meta::write(&options, &action, &cancel)).await?)
         }
         AgentAction::Kexec { .. } => {
             boot::allowed(&options)?;

@@ -15,13 +15,14 @@ use anneal_protocol::agent::{
 };
 use rustix::fs::{Dir, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 
 use super::bls::Change;
 use super::files::{self, NewFile};
 use super::mount::{Access, INSIDE, KINDS, mount};
 use super::{Chosen, choose, grub};
 use crate::cmdline::Options;
-use crate::step::{fail, fail_for_now};
+use crate::step::{fail, fail_for_now, still_wanted};
 
 /// Where entries are: on a file system of the boot loader's own, or in `/boot` of the root file
 /// system (bootc). The first that has any counts.
@@ -70,8 +71,12 @@ struct Loader {
 ///
 /// # Errors
 /// `BadOrder`, what choosing disk and partition says, `FileSystem` when a boot loader has nothing
-/// there to edit, or it cannot be read or written, or `DiskIo`.
-pub fn edit(options: &Options, action: &AgentAction) -> Result<BootArgumentsResult, StepFailure> {
+/// there to edit, or it cannot be read or written, `DiskIo`, or `Abandoned` before anything is written.
+pub fn edit(
+    options: &Options,
+    action: &AgentAction,
+    cancel: &CancellationToken,
+) -> Result<BootArgumentsResult, StepFailure> {
     let AgentAction::BootArguments {
         disk,
         partition,
@@ -87,6 +92,8 @@ pub fn edit(options: &Options, action: &AgentAction) -> Result<BootArgumentsResu
         Some(partition) => partition.clone(),
         None => search(&chosen)?,
     };
+    // Finding it may have taken long.
+    still_wanted(cancel)?;
     edit_on(&chosen, &partition, &change)
 }
 
@@ -291,7 +298,14 @@ fn read(
     }
     let mut text = String::new();
     // Bounded also for a file that says a wrong length.
-    (&file).take(largest).read_to_string(&mut text)?;
+    let taken = (&file).take(largest).read_to_string(&mut text);
+    taken.map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => odd(
+            "it is not UTF-8: write what is not ASCII in it, such as the title of an entry, in UTF-8"
+                .to_owned(),
+        ),
+        _ => e,
+    })?;
     let Some(edited) = loader.form.apply(change, &text).map_err(odd)? else {
         return Ok(None);
     };

@@ -143,6 +143,15 @@ fn grubs_configuration_without_a_kernel_or_behind_a_link_is_left_alone() {
             && failure.message.contains("no line that begins with linux"),
         "{failure:?}"
     );
+    script(
+        &node,
+        "mount \"$1\" /mnt; printf 'linux /v \\377\\n' >/mnt/grub/grub.cfg",
+    );
+    let failure = edit();
+    assert!(
+        failure.message.contains("it is not UTF-8: write"),
+        "{failure:?}"
+    );
     // Neither out of the partition nor inside it.
     for target in ["/etc/passwd", "/elsewhere/grub.cfg"] {
         script(
@@ -263,4 +272,30 @@ fn every_file_system_can_be_looked_into() {
         let done = edit_on(&disk.chosen(), &partition, &change("a", "b")).unwrap();
         assert_eq!(done.changed, ["grub.cfg"], "{kind}");
     }
+}
+
+#[test]
+fn an_order_that_is_no_longer_wanted_writes_nothing() {
+    let (_, mib, package, mkfs) = FILE_SYSTEMS[1];
+    let disk = Loop::new("anneal-grub-late", mib, package, mkfs);
+    script(&disk.partition(), PLANT_GRUB);
+    let chosen = disk.chosen();
+    let options = Options {
+        allow_loop: chosen.loops.clone(),
+        ..Options::default()
+    };
+    let action = AgentAction::BootArguments {
+        disk: chosen.selector.clone(),
+        partition: None,
+        add: vec!["a".to_owned()],
+        remove: Vec::new(),
+    };
+    let before = std::fs::read(&disk.file).unwrap();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let failure = edit(&options, &action, &cancel).unwrap_err();
+    assert_eq!(failure.code, FailureCode::Abandoned);
+    assert!(std::fs::read(&disk.file).unwrap() == before);
+    let done = edit(&options, &action, &CancellationToken::new()).unwrap();
+    assert_eq!(done.changed, ["grub.cfg"]);
 }

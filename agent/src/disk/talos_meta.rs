@@ -14,6 +14,7 @@ use anneal_protocol::agent::{
     AgentAction, FailureCode, MetaValue, PartitionRef, StepFailure, TalosMetaResult,
 };
 use base64::Engine as _;
+use tokio_util::sync::CancellationToken;
 
 use super::adv::{self, COPY, Record};
 use super::device::{BlockDevice, Disk, open_exclusive};
@@ -21,7 +22,7 @@ use super::mount::{Held, LINGERS, hold};
 use super::partition::Partition;
 use super::{Chosen, choose};
 use crate::cmdline::Options;
-use crate::step::{fail, fail_for_now};
+use crate::step::{fail, fail_for_now, still_wanted};
 
 /// What Talos looks for: a partition of this name and length.
 const NAME: &str = "META";
@@ -41,13 +42,21 @@ struct Done {
 ///
 /// # Errors
 /// `BadOrder` (also when the keys do not fit), what choosing disk and partition says, `Partition`
-/// when it is not one that Talos takes for its META, `DiskIo` or `ReadBackMismatch`.
-pub fn write(options: &Options, action: &AgentAction) -> Result<TalosMetaResult, StepFailure> {
+/// when it is not one that Talos takes for its META, `DiskIo` or `ReadBackMismatch`, or `Abandoned` before anything is
+/// written.
+pub fn write(
+    options: &Options,
+    action: &AgentAction,
+    cancel: &CancellationToken,
+) -> Result<TalosMetaResult, StepFailure> {
     let AgentAction::WriteTalosMeta { disk, values } = action else {
         return Err(fail(FailureCode::Internal, "not a write-talos-meta order"));
     };
     let values = decoded(values)?;
-    write_on(&choose(options, disk)?, &values)
+    let chosen = choose(options, disk)?;
+    // Finding it may have taken long.
+    still_wanted(cancel)?;
+    write_on(&chosen, &values)
 }
 
 fn decoded(values: &[MetaValue]) -> Result<Values, StepFailure> {

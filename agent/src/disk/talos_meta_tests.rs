@@ -242,3 +242,28 @@ fn a_partition_in_use_is_waited_for_and_then_refused() {
     release.join().unwrap();
     write_on(&disk.chosen(), &wanted()).unwrap();
 }
+
+#[test]
+fn an_order_that_is_no_longer_wanted_writes_nothing() {
+    let disk = Loop::named("anneal-meta-late", "META", 1, "coreutils", "true FILE");
+    let chosen = disk.chosen();
+    let options = Options {
+        allow_loop: chosen.loops.clone(),
+        ..Options::default()
+    };
+    let action = AgentAction::WriteTalosMeta {
+        disk: chosen.selector.clone(),
+        values: vec![MetaValue {
+            key: 0xa,
+            contents_base64: "eA==".to_owned(),
+        }],
+    };
+    let before = std::fs::read(&disk.file).unwrap();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let failure = write(&options, &action, &cancel).unwrap_err();
+    assert_eq!(failure.code, FailureCode::Abandoned);
+    assert!(std::fs::read(&disk.file).unwrap() == before);
+    let done = write(&options, &action, &CancellationToken::new()).unwrap();
+    assert_eq!(done.set, [0xa]);
+}
