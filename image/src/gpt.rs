@@ -86,7 +86,12 @@ impl GptError {
     /// Whether these bytes are no sound table, rather than one that is larger than what is read.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        !matches!(self, Self::TooMany(_) | Self::EntrySize(_))
+        match self {
+            Self::TooMany(_) => false,
+            // No table has smaller ones, or such between.
+            Self::EntrySize(size) => *size <= MAX_ENTRY_SIZE,
+            _ => true,
+        }
     }
 }
 

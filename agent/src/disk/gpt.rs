@@ -126,4 +126,30 @@ mod tests {
             assert!(error.to_string().contains("4097 entries"), "{error}");
         }
     }
+
+    /// A disk like [`disk`] with a number in the header of the copy at `own` changed, and resealed.
+    fn odd(own: usize, at: usize, number: u32) -> File {
+        let file = disk(8, 100);
+        let mut bytes = vec![0; 1 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let at = own * 512 + at;
+        bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        reseal(&mut bytes, 512, own);
+        file.write_all_at(&bytes, 0).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_backup_stands_in_for_a_damaged_table_and_not_for_one_too_large() {
+        let (first, backup) = (1, (1 << 11) - 1);
+        let (count, size) = (80, 84);
+        let too_large = odd(first, count, 4097);
+        assert!(read(&too_large, 512, backup as u64).unwrap().is_some());
+        let error = table::read(&too_large, 512).unwrap_err();
+        assert!(error.to_string().contains("4097 entries"), "{error}");
+        // The first one counts; and no table has entries of 64 bytes.
+        for file in [odd(backup, count, 4097), odd(first, size, 64)] {
+            assert_eq!(table::read(&file, 512).unwrap()[0].start, 8 * 512);
+        }
+    }
 }

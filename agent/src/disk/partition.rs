@@ -308,6 +308,8 @@ fn table(file: &File, sector: u64) -> io::Result<Vec<Partition>> {
                 io::ErrorKind::InvalidData,
                 "both copies of its partition table (GPT) are damaged",
             ),
+            // A sound table that is larger than what is read: the backup is no better, or another one.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(error),
             Err(error) => error,
         };
         return gpt::read(file, sector, backup)?.ok_or(error);

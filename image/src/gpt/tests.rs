@@ -51,10 +51,12 @@ fn no_table_is_read_in_part() {
         assert_eq!(found.place(), 1024..1024 + length);
     }
     assert_eq!(parse(4097, 128), Err(GptError::TooMany(4097)));
+    assert!(!GptError::TooMany(4097).is_damage());
     for size in [0, 64, 120, 129, 4104, u32::MAX] {
         let error = parse(1, size).unwrap_err();
         assert_eq!(error, GptError::EntrySize(size));
-        assert!(!error.is_damage() && error.to_string().contains("the usual 128"));
+        assert_eq!(error.is_damage(), size <= MAX_ENTRY_SIZE, "{size}");
+        assert!(error.to_string().contains("the usual 128"));
     }
     // The last of the most that there can be counts as the first does.
     let mut entries = vec![0; 4095 * 128];
