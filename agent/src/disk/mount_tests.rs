@@ -248,3 +248,20 @@ fn finds_partitions_by_what_their_file_systems_say() {
         assert_eq!(by(wanted).unwrap(), 1, "{kind}");
     }
 }
+
+/// Whoever looks for a partition passes over what the kernel cannot mount, and not over what it cannot mount now.
+#[test]
+fn what_cannot_be_mounted_now_is_told_from_what_cannot_be_mounted() {
+    for errno in [Errno::BUSY, Errno::IO, Errno::NOMEM] {
+        let failure = refused("ext4", "vda2", errno);
+        assert_eq!(failure.code, FailureCode::DiskIo, "{failure:?}");
+        assert!(
+            failure.retryable && failure.message.starts_with("cannot mount ext4 on vda2: "),
+            "{failure:?}"
+        );
+    }
+    for errno in [Errno::INVAL, Errno::BADMSG, Errno::ROFS] {
+        let failure = refused("ext4", "vda2", errno);
+        assert_eq!(failure.code, FailureCode::FileSystem, "{failure:?}");
+    }
+}
