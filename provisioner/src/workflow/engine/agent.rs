@@ -10,10 +10,12 @@ use anneal_protocol::time::Millis;
 
 use super::edit::{self, Edit};
 use super::facts::{
-    agent_is_there, booted_since, fell_back_since, left_since, lost_at, wants_agent,
+    agent_is_there, any_said_since, booted_since, fell_back_since, left_since, lost_at,
+    started_since, wants_agent,
 };
 use super::{Act, Change, Decision, Waiting, daemon, returned};
 use crate::workflow::action::Action;
+use crate::workflow::caller::SIGNS_OF_LIFE;
 use crate::workflow::duration;
 use crate::workflow::inputs::Inputs;
 use crate::workflow::plan::Step;
@@ -62,6 +64,11 @@ fn recover(s: &Snapshot, idx: usize, now: Millis) -> Decision {
         edit.steps[idx].not_before = None;
         return edit.into();
     }
+    if kernel_started_after_all(s, idx) {
+        let mut edit = Edit::of(s);
+        edit.succeed(idx, None, now);
+        return edit.into();
+    }
     let deadline = daemon::recovery_deadline(asked);
     if now >= deadline {
         let mut edit = Edit::of(s);
@@ -102,6 +109,17 @@ fn recover(s: &Snapshot, idx: usize, now: Millis) -> Decision {
     }
     let again = |_: &StepRow| wait_since(asked, "the agent to start again", deadline);
     daemon::power_then(s, idx, Act::Netboot, deadline, again, now)
+}
+
+/// Firmware was seen after a `kexec`, and yet the installed system runs: it says so.
+fn kernel_started_after_all(s: &Snapshot, idx: usize) -> bool {
+    let row = &s.steps[idx];
+    let begun = row.attempt > row.scratch.base;
+    s.action(idx) == Some(Action::Kexec)
+        && begun
+        && row
+            .attempt_at
+            .is_some_and(|began| any_said_since(s, SIGNS_OF_LIFE, began))
 }
 
 fn wait_since(since: Millis, what: &str, until: Millis) -> Decision {
@@ -203,7 +221,7 @@ fn leaving(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
     } else if step.uses == Action::Kexec && fell_back_since(s, left) {
         let reason = "the machine went through its firmware: the kernel that was loaded did not start, or did not stay up";
         return lose(s, idx, reason, now);
-    } else if left_since(s, left) {
+    } else if arrived(s, step, left) {
         return succeed();
     }
     if booted_since(s, left).is_some() {
@@ -235,6 +253,14 @@ fn leaving(s: &Snapshot, idx: usize, step: &Step, now: Millis) -> Decision {
         until: Some(deadline),
         look_at: Some(deadline),
     })
+}
+
+/// What ends a step that left for the disk. A firmware is on the way to it, but not after a `kexec`.
+fn arrived(s: &Snapshot, step: &Step, left: Millis) -> bool {
+    match step.uses {
+        Action::Kexec => started_since(s, left),
+        _ => left_since(s, left),
+    }
 }
 
 /// The step to hand to this boot of the agent, if there is one: an attempt that nobody holds, or

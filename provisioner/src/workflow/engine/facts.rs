@@ -43,6 +43,14 @@ pub(super) fn left_since(s: &Snapshot, since: Millis) -> bool {
     by_script || by_dhcp || any_said_since(s, SIGNS_OF_LIFE, since)
 }
 
+/// The installed system was seen or heard since a moment. Its way through the firmware says nothing here.
+pub(super) fn started_since(s: &Snapshot, since: Millis) -> bool {
+    [kind::DHCP, kind::DHCP_ACK].iter().any(|kind| {
+        s.sighting(kind)
+            .is_some_and(|seen| seen.at >= since && stage(seen) == "system")
+    }) || any_said_since(s, SIGNS_OF_LIFE, since)
+}
+
 /// The machine left into a kernel that the agent had loaded, and went through its firmware all the same: that kernel
 /// did not start, or did not stay up. What the installed system says outweighs it.
 pub(super) fn fell_back_since(s: &Snapshot, since: Millis) -> bool {

@@ -83,3 +83,35 @@ fn a_system_that_calls_home_is_believed_whatever_else_was_seen() {
     settle_down(&mut s, at(80));
     assert_eq!(s.run.state, RunState::Succeeded, "{}", s.run.reason);
 }
+
+#[test]
+fn a_system_that_calls_home_later_is_believed_too() {
+    for by_hand in [false, true] {
+        let mut s = left(1);
+        if by_hand {
+            s.plan.machine.bmc = None;
+        }
+        firmware(&mut s, at(70));
+        settle_down(&mut s, at(70));
+        assert_eq!(s.steps[2].state, StepState::Pending);
+        // What was said before this attempt is about an earlier system.
+        see(&mut s, kind::PHONE_HOME, at(50), serde_json::json!({}));
+        settle_down(&mut s, at(199));
+        assert_eq!(s.steps[2].state, StepState::Pending);
+        see(&mut s, kind::PHONE_HOME, at(200), serde_json::json!({}));
+        settle_down(&mut s, at(200));
+        assert_eq!(s.steps[2].state, StepState::Succeeded, "{by_hand}");
+        assert!(!wants_agent(&s));
+        assert_eq!(s.run.state, RunState::Succeeded, "{}", s.run.reason);
+    }
+}
+
+#[test]
+fn firmware_never_ends_the_step() {
+    let mut s = left(1);
+    // In the very moment in which the agent left.
+    firmware(&mut s, at(61));
+    let decision = settle_down(&mut s, at(62));
+    assert!(matches!(decision, Decision::Wait(_)), "{decision:?}");
+    assert_eq!(s.steps[2].state, StepState::Leaving);
+}
