@@ -373,10 +373,11 @@ impl Engine {
             let ResultVerdict::Apply(change) = verdict else {
                 return Ok(engine::counted(&s, result));
             };
+            let leaves = engine::leaves(&change, result);
             if self.commit(&s, &change).await? {
                 self.keep_inventory(machine, inputs, &result.outcome)
                     .await?;
-                return Ok(true);
+                return Ok(result.outcome != Outcome::Leaving || leaves);
             }
         }
         Err(too_busy(&result.order.run))

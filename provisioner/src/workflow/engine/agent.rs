@@ -331,6 +331,13 @@ pub fn counted(s: &Snapshot, result: &StepResult) -> bool {
     })
 }
 
+/// Whether a change lets the agent leave that says that it does.
+#[must_use]
+pub fn leaves(change: &Change, result: &StepResult) -> bool {
+    let row = change.steps.get(result.order.step as usize);
+    row.is_some_and(|row| row.state == StepState::Leaving)
+}
+
 /// What a result means.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResultVerdict {

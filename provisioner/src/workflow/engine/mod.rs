@@ -14,7 +14,7 @@ use anneal_protocol::time::Millis;
 use super::action::RunsOn;
 use super::run::{PowerMark, RunRow, RunState, Snapshot, StepRow, StepState};
 
-pub use agent::{ResultVerdict, apply_result, counted, dispatch, order_ready, wanted};
+pub use agent::{ResultVerdict, apply_result, counted, dispatch, leaves, order_ready, wanted};
 pub use edit::{cancel, fail_now, machine_change, node_report, reopen, unusable};
 pub use facts::{listens_to, wants_agent};
 pub use returned::returned;

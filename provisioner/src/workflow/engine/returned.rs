@@ -11,9 +11,10 @@ use super::edit::Edit;
 use super::facts::firmware_since;
 use crate::workflow::run::{Lost, PowerMark, Snapshot, StepRow, StepState};
 
-/// What is remembered of an attempt whose agent fell silent.
+/// What is remembered of an attempt whose agent fell silent, or did not leave as it said: whoever did not hear our
+/// answer to that stays.
 pub(super) fn remember(s: &Snapshot, row: &StepRow, now: Millis) -> Option<Lost> {
-    if row.state != StepState::Running {
+    if !matches!(row.state, StepState::Running | StepState::Leaving) {
         return None;
     }
     Some(Lost {

@@ -95,3 +95,61 @@ fn a_silent_agent_is_not_taken_back_when_anything_happened() {
     );
     assert_eq!(give(&mut late, "b1", after), 1);
 }
+
+/// It did not hear that it may leave, and is told later that it may not.
+#[test]
+fn an_agent_that_did_not_leave_is_taken_back_for_the_next_attempt() {
+    let mut s = streaming();
+    s.plan.machine.bmc = None;
+    assert!(tell(
+        &mut s,
+        &result(1, 1, "b1", streamed(IMAGE_SIZE)),
+        at(60)
+    ));
+    settle_down(&mut s, at(60));
+    assert_eq!(give(&mut s, "b1", at(60)), 2);
+    let leaving = result(2, 1, "b1", Outcome::Leaving);
+    assert!(tell(&mut s, &leaving, at(61)));
+    let Decision::Wait(waiting) = settle_down(&mut s, at(361)) else {
+        panic!("waits for a person: {s:?}");
+    };
+    assert!(waiting.what.contains("by hand"), "{}", waiting.what);
+    // The attempt is over for it.
+    assert!(!welcome(&mut s, "b1", false, at(400)));
+    assert!(!tell(&mut s, &leaving, at(400)));
+    assert!(!counted(&s, &leaving));
+    // One that went through its firmware meanwhile is another boot.
+    let mut gone = s.clone();
+    let stage = serde_json::json!({ "stage": "firmware" });
+    see(&mut gone, kind::DHCP_ACK, at(390), stage);
+    assert!(!welcome(&mut gone, "b1", true, at(401)));
+    assert!(welcome(&mut s, "b1", true, at(401)));
+    settle_down(&mut s, at(401));
+    assert_eq!(
+        (s.steps[2].attempt, s.steps[2].state),
+        (2, StepState::Running)
+    );
+    assert_eq!(give(&mut s, "b1", at(401)), 2);
+}
+
+#[test]
+fn only_a_step_that_leaves_lets_the_agent_leave() {
+    let verdict = |s: &Snapshot, told: &StepResult, inputs: Option<&Inputs>| {
+        let ResultVerdict::Apply(change) = apply_result(s, told, inputs, at(61)) else {
+            panic!("the attempt is under way");
+        };
+        (leaves(&change, told), change)
+    };
+    let mut s = streaming();
+    let told = result(1, 1, "b1", Outcome::Leaving);
+    assert!(!verdict(&s, &told, Some(&order())).0);
+    let written = result(1, 1, "b1", streamed(IMAGE_SIZE));
+    assert!(tell(&mut s, &written, at(60)));
+    settle_down(&mut s, at(60));
+    assert_eq!(give(&mut s, "b1", at(60)), 2);
+    let told = result(2, 1, "b1", Outcome::Leaving);
+    let (may_leave, change) = verdict(&s, &told, None);
+    assert!(may_leave);
+    apply(&mut s, *change);
+    assert!(counted(&s, &told));
+}
