@@ -10,6 +10,7 @@ use anneal_protocol::agent::{
     StepFailure, StepResult,
 };
 
+use super::drive::NoInputs;
 use super::driver::{Engine, EngineError, Heard, TRIES, lock, too_busy};
 use super::engine::{self, Change, ResultVerdict};
 use super::inputs::{self, InputError, Inputs};
@@ -183,12 +184,14 @@ impl Engine {
             Ok((redacted, _)) => {
                 engine::dispatch(s, idx, boot_id, &inputs::digest(&redacted), now())
             }
-            Err(error) => Err(Box::new(engine::unusable(
-                s,
-                idx,
-                &error.to_string(),
-                now(),
-            ))),
+            Err(NoInputs::Unusable(error)) => {
+                let reason = error.to_string();
+                Err(Box::new(engine::unusable(s, idx, &reason, now())))
+            }
+            Err(NoInputs::Issuer(error)) => {
+                let reason = error.to_string();
+                Err(Box::new(engine::later(s, idx, &reason, now())))
+            }
         }
     }
 
@@ -241,7 +244,8 @@ impl Engine {
     async fn write_order(&self, s: &Snapshot, idx: usize) -> Result<Written, EngineError> {
         let wanted = match self.inputs(s, idx, &Secrets::redacted()).await {
             Ok((_, wanted)) => wanted,
-            Err(error) => return Ok(Written::Unusable(error.to_string())),
+            Err(NoInputs::Unusable(error)) => return Ok(Written::Unusable(error.to_string())),
+            Err(NoInputs::Issuer(error)) => return Err(EngineError::Issuer(error)),
         };
         let why = format!("step {} `{}`", idx + 1, s.steps[idx].name);
         let destination = Destination {
@@ -253,7 +257,10 @@ impl Engine {
         let inputs = match self.inputs(s, idx, &secrets).await {
             Ok((inputs, _)) => inputs,
             // The next try would have new secrets made, and fail as this one did.
-            Err(error) => return Ok(Written::Unusable(only_with_secrets(&error))),
+            Err(NoInputs::Unusable(error)) => {
+                return Ok(Written::Unusable(only_with_secrets(&error)));
+            }
+            Err(NoInputs::Issuer(error)) => return Err(EngineError::Issuer(error)),
         };
         let Inputs::Agent(mut action) = inputs else {
             let told = anyhow::anyhow!("step {idx} is not the agent's");
@@ -364,11 +371,17 @@ impl Engine {
                 self.commit(&s, &change).await?;
                 continue;
             }
-            let inputs = self
-                .inputs(&s, result.order.step as usize, &Secrets::redacted())
-                .await
-                .ok();
-            let inputs = inputs.map(|(inputs, _)| inputs);
+            let idx = result.order.step as usize;
+            let inputs = match self.inputs(&s, idx, &Secrets::redacted()).await {
+                Ok((inputs, _)) => Some(inputs),
+                // What was ordered shows later: nobody does it again for that.
+                Err(NoInputs::Issuer(error))
+                    if matches!(result.outcome, Outcome::Succeeded { .. }) =>
+                {
+                    return Err(EngineError::Issuer(error));
+                }
+                Err(_) => None,
+            };
             let verdict = engine::apply_result(&s, result, inputs.as_ref(), now());
             let ResultVerdict::Apply(change) = verdict else {
                 return Ok(engine::counted(&s, result));

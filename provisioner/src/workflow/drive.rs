@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::api_port;
 use super::driver::{Engine, EngineError, Next};
 use super::engine::{Act, Command, Done};
-use super::inputs::{self, Inputs};
+use super::inputs::{self, InputError, Inputs};
 use super::run::Snapshot;
 use super::secrets::Secrets;
 use crate::bmc::{BmcFailure, BootDevice, PowerAction, PowerState};
@@ -18,6 +18,7 @@ use crate::clock::now;
 use crate::event::{Event, kind};
 use crate::machine::Bmc;
 use crate::render::Wanted;
+use crate::token::issuer::IssueError;
 
 /// Every run is looked at this often even if nothing seems to happen.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -314,22 +315,40 @@ impl Engine {
     }
 
     /// What a step does, rendered; and which secrets are in it.
+    ///
+    /// # Errors
+    /// When it cannot be rendered, or reads secrets that cannot be read now.
     pub(super) async fn inputs(
         &self,
         s: &Snapshot,
         idx: usize,
         secrets: &Secrets,
-    ) -> Result<(Inputs, Wanted), inputs::InputError> {
+    ) -> Result<(Inputs, Wanted), NoInputs> {
         let (machine, image) = (&s.plan.machine, s.plan.image.as_ref());
         let Some(step) = s.plan.step(idx) else {
             return Ok((Inputs::WaitPhoneHome, Wanted::default()));
         };
-        let cluster = self.look_at_cluster(machine).await;
+        let (cluster, unread) = self.read_cluster(machine).await;
         let context = self.context(machine, image, &s.run.id, cluster.as_ref(), secrets);
-        let params = inputs::render(step, &self.inner.deps.renderer, &context)?;
-        let inputs = inputs::typed(step, &params, machine, image)?;
-        Ok((inputs, context.wanted()))
+        let params = inputs::render(step, &self.inner.deps.renderer, &context);
+        let wanted = context.wanted();
+        if let Some(error) = unread.filter(|_| wanted.join.bundle) {
+            return Err(NoInputs::Issuer(error));
+        }
+        let inputs = inputs::typed(step, &params?, machine, image)?;
+        Ok((inputs, wanted))
     }
+}
+
+/// Why there is nothing to do in a step.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoInputs {
+    /// It cannot be carried out as written.
+    #[error(transparent)]
+    Unusable(#[from] InputError),
+    /// Secrets that it reads cannot be read now: it might say something else than it did.
+    #[error(transparent)]
+    Issuer(IssueError),
 }
 
 fn refused(url: &str, message: &str) -> BmcFailure {

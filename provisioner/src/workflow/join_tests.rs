@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use super::drive::NoInputs;
+use super::engine;
 use super::rack::Rack;
-use super::run::RunState;
+use super::run::{RunState, StepState};
+use super::secrets::Secrets;
 use super::tests::INSTALL;
 use crate::settings::{ClusterSettings, IssuerSettings, JoinSettings};
 
@@ -61,4 +64,33 @@ async fn a_text_that_its_secrets_break_fails_the_step() {
     assert!(!row.reason.contains("0123456789abcdef"), "{}", row.reason);
     let minted = std::fs::read_to_string(rack.dir.path().join("minted")).unwrap();
     assert_eq!(minted, "x\n", "once");
+}
+
+/// A text that would be another one without them is not rendered.
+#[tokio::test]
+async fn secrets_that_cannot_be_read_now_are_no_change_of_a_template() {
+    let mut rack = joining(INSTALL).await;
+    rack.join.clusters[0].issuer = IssuerSettings::Talos { secrets: None };
+    let engine = rack.start_daemon(None);
+    let run = engine.start(&Rack::request()).await.unwrap();
+    let row = rack.wait(&run).await;
+    assert_eq!(row.state, RunState::Succeeded, "{}", row.reason);
+    let mut s = engine.load(&run).await.unwrap();
+    let idx = s.steps.iter().position(|row| row.name == "user-data");
+    let idx = idx.unwrap();
+    let none = Secrets::redacted();
+    assert!(engine.inputs(&s, idx, &none).await.is_ok());
+    let contents = "{{ 'a' if talos.aescbc_secret is defined else 'b' }}";
+    let step = &mut s.plan.workflow.steps[idx];
+    step.with.insert("contents".into(), contents.into());
+    let told = engine.inputs(&s, idx, &none).await;
+    assert!(matches!(told, Err(NoInputs::Issuer(_))), "{told:?}");
+    s.steps[idx].state = StepState::Running;
+    s.steps[idx].attempt = 1;
+    let change = engine::later(&s, idx, "no secrets", crate::clock::now());
+    let row = &change.steps[idx];
+    assert_eq!(
+        (row.state, row.reason.as_str()),
+        (StepState::Pending, "no secrets")
+    );
 }

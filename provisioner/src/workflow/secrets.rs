@@ -15,7 +15,7 @@ use crate::render::{
     ClusterFacts, ConfigBase, ConfigRef, Context, ImageFacts, JoinSecrets, PhoneHome, REDACTED,
     SEED, ServedBy, Wanted,
 };
-use crate::token::issuer;
+use crate::token::issuer::{self, IssueError};
 use crate::token::{Mint, Purpose, RunOver, TokenRecord};
 
 /// How much longer than its run a phone-home token lives: a node needs that long to boot.
@@ -116,6 +116,20 @@ impl Engine {
         self.inner.deps.join.look(machine.cluster()?).await
     }
 
+    /// As [`Engine::look_at_cluster`], and why the cluster's secrets could not be read, if so.
+    pub(super) async fn read_cluster(
+        &self,
+        machine: &Machine,
+    ) -> (Option<ClusterFacts>, Option<IssueError>) {
+        let Some(name) = machine.cluster() else {
+            return (None, None);
+        };
+        match self.inner.deps.join.read(name).await {
+            Some((facts, unread)) => (Some(facts), unread),
+            None => (None, None),
+        }
+    }
+
     /// Whether the machine's cluster can be joined: its issuer could be asked, if a text that was
     /// rendered with `context` will want it to be. Gives what to know before saying yes.
     ///
@@ -204,18 +218,23 @@ impl Engine {
         };
         let s = self.active(&token.run).await?;
         let (machine, image) = (&s.plan.machine, s.plan.image.as_ref());
-        let cluster = self.look_at_cluster(machine).await;
+        let (cluster, unread) = self.read_cluster(machine).await;
         let context =
             |secrets: &Secrets| self.context(machine, image, &s.run.id, cluster.as_ref(), secrets);
         let redacted = context(&Secrets::redacted());
-        renderer.render(&template, &redacted)?;
+        let rendered = renderer.render(&template, &redacted);
+        let wanted = redacted.wanted();
+        if let Some(error) = unread.filter(|_| wanted.join.bundle) {
+            return Err(error.into());
+        }
+        rendered?;
         let why = format!("config URL {template}");
         let destination = Destination {
             why: &why,
             // The machine may have the one before.
             replaces: false,
         };
-        let secrets = self.mint(&s, &redacted.wanted(), destination).await?;
+        let secrets = self.mint(&s, &wanted, destination).await?;
         // That takes time: a run that ended meanwhile gets none of them.
         self.active(&token.run).await?;
         let text = renderer.render(&template, &context(&secrets));

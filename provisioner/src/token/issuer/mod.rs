@@ -212,23 +212,39 @@ impl Issuers {
 
     /// What templates may know of a cluster; none when there is no such. A Talos cluster's bundle
     /// is read for what it does not have. One that cannot be read tells nothing:
-    /// [`Self::ready`] and [`Self::issue`] say why.
+    /// [`Self::read`], [`Self::ready`] and [`Self::issue`] say why.
     pub async fn look(&self, name: &str) -> Option<ClusterFacts> {
+        Some(self.read(name).await?.0)
+    }
+
+    /// As [`Self::look`], and why the bundle could not be read, if so: a text that reads it may then
+    /// be another than it was, or will be.
+    pub async fn read(&self, name: &str) -> Option<(ClusterFacts, Option<IssueError>)> {
         let cluster = self.cluster(name).ok()?;
         let has_bundle = matches!(cluster.issuer, IssuerSettings::Talos { .. });
         let lacks = match has_bundle {
             true => self.bundle(cluster).await.map(|bundle| bundle.lacks()),
             false => Ok(Vec::new()),
         };
-        let lacks = lacks.unwrap_or_else(|failure| {
-            tracing::debug!(cluster = name, reason = failure.reason, "no secrets");
-            Vec::new()
-        });
+        let (lacks, unread) = match lacks {
+            Ok(lacks) => (lacks, None),
+            Err(failure) => {
+                tracing::debug!(cluster = name, reason = failure.reason, "no secrets");
+                let error = IssueError::Issuer {
+                    cluster: cluster.name.clone(),
+                    issuer: cluster.issuer.as_str(),
+                    reason: failure.reason,
+                    // A plan was made with it: it was there, and somebody may bring it back.
+                    retryable: true,
+                };
+                (Vec::new(), Some(error))
+            }
+        };
         let own_ca = matches!(
             cluster.issuer,
             IssuerSettings::Kubernetes { .. } | IssuerSettings::Talos { .. }
         );
-        Some(ClusterFacts {
+        let facts = ClusterFacts {
             name: cluster.name.clone(),
             endpoint: cluster.endpoint.clone(),
             host: cluster.host.clone(),
@@ -236,7 +252,8 @@ impl Issuers {
             ca: own_ca || cluster.ca.is_some(),
             bundle: has_bundle,
             lacks,
-        })
+        };
+        Some((facts, unread))
     }
 
     /// Whether a cluster's issuer could be asked: its files are there and can be read. Nothing

@@ -344,8 +344,19 @@ async fn talos_secrets_are_imported_and_sealed() {
         missing,
         "cluster prod: its secrets are missing: anneal cluster import prod FILE"
     );
+    let (facts, unread) = issuers.read("prod").await.unwrap();
+    assert!(facts.lacks.is_empty());
+    assert_eq!(
+        unread.map(|error| (error.to_string(), error.retryable())),
+        Some((
+            "no join token for cluster prod: issuer `talos`: its secrets are missing: anneal cluster import prod FILE".to_owned(),
+            true
+        ))
+    );
     let text = talos::tests::bundle();
     assert!(!issuers.import("prod", &text, "me").await.unwrap());
+    let (_, unread) = issuers.read("prod").await.unwrap();
+    assert!(unread.is_none(), "{unread:?}");
     assert!(
         issuers.import("prod", &text, "me").await.unwrap(),
         "replaced"

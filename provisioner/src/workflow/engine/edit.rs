@@ -221,6 +221,14 @@ pub fn unusable(s: &Snapshot, idx: usize, reason: &str, now: Millis) -> Change {
     edit.into_change()
 }
 
+/// A step cannot be carried out now: its rules say whether there is another attempt.
+#[must_use]
+pub fn later(s: &Snapshot, idx: usize, reason: &str, now: Millis) -> Change {
+    let mut edit = Edit::of(s);
+    edit.fail_attempt(s, idx, reason, true, now);
+    edit.into_change()
+}
+
 /// The run ends as failed at once, without on-failure steps: nothing on the machine can be
 /// trusted any more.
 #[must_use]

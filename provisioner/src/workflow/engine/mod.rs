@@ -15,7 +15,7 @@ use super::action::RunsOn;
 use super::run::{PowerMark, RunRow, RunState, Snapshot, StepRow, StepState};
 
 pub use agent::{ResultVerdict, apply_result, counted, dispatch, leaves, order_ready, wanted};
-pub use edit::{cancel, fail_now, machine_change, node_report, reopen, unusable};
+pub use edit::{cancel, fail_now, later, machine_change, node_report, reopen, unusable};
 pub use facts::{listens_to, wants_agent};
 pub use returned::returned;
 
