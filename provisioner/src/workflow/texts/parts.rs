@@ -60,28 +60,35 @@ pub(super) fn split(text: &Text) -> (Vec<Part>, Vec<Arguments>) {
         }
     }
     parts.push(whole);
-    arguments.extend(parts.iter().filter_map(grub_defaults));
+    arguments.extend(parts.iter().flat_map(grub_defaults));
     (parts, arguments)
 }
 
-/// The arguments in a file that GRUB's tools read when they make its configuration.
-fn grub_defaults(part: &Part) -> Option<Arguments> {
+/// The arguments in a file that GRUB's tools read when they make its configuration: a list for each line, since the
+/// lines are for several variables, and a later one may begin with what an earlier one said.
+fn grub_defaults(part: &Part) -> Vec<Arguments> {
     if part.path != "/etc/default/grub" && !part.path.starts_with("/etc/default/grub.d/") {
-        return None;
+        return Vec::new();
     }
     let values = part.text.lines().filter_map(|line| {
         let (name, value) = line.trim().split_once('=')?;
+        let value = value.split_once(" #").map_or(value, |(value, _)| value);
         name.starts_with("GRUB_CMDLINE_LINUX").then_some(value)
     });
     // Without the quotes of the shell and of GRUB, and without what was there before.
-    let words = values
-        .flat_map(str::split_whitespace)
-        .map(|word| word.replace(['"', '\'', '\\'], ""))
-        .filter(|word| !word.is_empty() && !word.starts_with('$'));
-    Some(Arguments {
-        place: part.place.clone(),
-        list: words.collect(),
-    })
+    let words = |value: &str| {
+        value
+            .split_whitespace()
+            .map(|word| word.replace(['"', '\'', '\\'], ""))
+            .filter(|word| !word.is_empty() && !word.starts_with('$'))
+            .collect()
+    };
+    values
+        .map(|value| Arguments {
+            place: part.place.clone(),
+            list: words(value),
+        })
+        .collect()
 }
 
 /// An Ignition document, if a text is one.

@@ -156,6 +156,15 @@ fn what_grubs_tools_read_is_a_place_too() {
             "step 2 `config` /etc/default/grub: kernel argument `mitigations` is set here and, otherwise, in the `kernel_args` of machine r1n1: leave it in one place"
         ]
     );
+    // One for each variable, and a comment is none.
+    let lines = "GRUB_CMDLINE_LINUX=\"mitigations=auto console=ttyS0\" # mitigations=off is for the lab, not mitigations=off here\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet mitigations=auto\"\nGRUB_CMDLINE_LINUX_RECOVERY=quiet\n";
+    let several = text("/etc/default/grub", lines);
+    assert_eq!(linted(&[several]).0, Vec::<String>::new());
+    let twice = text("/etc/default/grub", "GRUB_CMDLINE_LINUX=\"quiet quiet\"\n");
+    assert_eq!(
+        linted(&[twice]).0,
+        ["step 2 `config` /etc/default/grub: kernel argument `quiet` is set twice"]
+    );
     let inside = "#cloud-config\nwrite_files:\n  - path: /etc/default/grub.d/site.cfg\n    content: GRUB_CMDLINE_LINUX=mitigations=off\n";
     assert_eq!(linted(&[text("/user-data", inside)]).0.len(), 1);
     assert_eq!(
