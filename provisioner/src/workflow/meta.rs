@@ -30,7 +30,8 @@ pub(super) fn key(word: &str) -> Result<u8, String> {
         None => word.parse(),
     };
     match number {
-        Ok(number @ 1..) => Ok(number),
+        // Those parsers take a sign.
+        Ok(number @ 1..) if !word.contains('+') => Ok(number),
         _ => Err(format!("`{word}` is no key of META: expected {KEYS}")),
     }
 }
@@ -145,6 +146,8 @@ mod tests {
                 "`0` is no key of META: expected `network`",
             ),
             ("{ values: { \"256\": x } }", "`256` is no key of META"),
+            ("{ values: { \"+12\": x } }", "`+12` is no key of META"),
+            ("{ values: { \"0x+b\": x } }", "`0x+b` is no key of META"),
             ("{ values: { netwrk: x } }", "`netwrk` is no key of META"),
             ("{ values: { network: x, \"0xa\": y } }", "given twice"),
             ("{ values: { network: \"\" } }", "expected text for key 0xa"),

@@ -175,7 +175,10 @@ pub fn prepare(material: Material<'_>) -> Result<Prepared, StartError> {
         },
     );
     errors.extend(found);
-    let (found, more) = lint(&machine, &texts(&steps, &documents));
+    let installs = steps
+        .iter()
+        .any(|step| step.runs && step.uses == Action::StreamImage.spec().name);
+    let (found, more) = lint(&machine, &texts(&steps, &documents), installs);
     errors.extend(found);
     warnings.extend(more);
     errors.dedup();

@@ -39,8 +39,16 @@ const RESERVATIONS: &[(&str, [&str; 2])] = &[
     ("kube-reserved", ["kubeReserved", "--kube-reserved"]),
 ];
 
-/// What was found: errors, then warnings. Both name the place and the reason.
-pub(crate) fn lint(machine: &Machine, texts: &[Text]) -> (Vec<String>, Vec<String>) {
+/// What templates write otherwise than it was given: an argument with it is not found in a text.
+const ESCAPED: [char; 6] = ['\'', '"', '\\', '<', '>', '&'];
+
+/// What was found: errors, then warnings. Both name the place and the reason. `installs`: the texts are for a system
+/// that the workflow puts on the disk.
+pub(crate) fn lint(
+    machine: &Machine,
+    texts: &[Text],
+    installs: bool,
+) -> (Vec<String>, Vec<String>) {
     let mut files = Vec::new();
     let mut arguments = Vec::new();
     for text in texts {
@@ -50,7 +58,10 @@ pub(crate) fn lint(machine: &Machine, texts: &[Text]) -> (Vec<String>, Vec<Strin
     }
     let mut errors = kernel_arguments(machine, &arguments);
     errors.extend(reservations(&files));
-    let mut warnings = unused(machine, &files, &arguments);
+    let mut warnings = match installs {
+        true => unused(machine, &files, &arguments),
+        false => Vec::new(),
+    };
     for part in &files {
         if let Some(what) = cluster_layer(part) {
             warnings.push(format!(
@@ -138,10 +149,6 @@ fn kernel_arguments(machine: &Machine, lists: &[Arguments]) -> Vec<String> {
 
 /// Arguments of the inventory that are in nothing that the machine gets: its workflow forgot them.
 fn unused(machine: &Machine, files: &[Part], lists: &[Arguments]) -> Vec<String> {
-    // A workflow that installs nothing.
-    if files.is_empty() && lists.is_empty() {
-        return Vec::new();
-    }
     let texts = || {
         let files = files.iter().map(|part| &part.text);
         files.chain(lists.iter().flat_map(|arguments| &arguments.list))
@@ -150,7 +157,7 @@ fn unused(machine: &Machine, files: &[Part], lists: &[Arguments]) -> Vec<String>
     let forgotten = machine.config.kernel_args.iter().filter(|argument| {
         // Name and value may stand apart from each other.
         let (name, value) = named(argument);
-        !said(name) || !said(value)
+        !argument.contains(ESCAPED) && (!said(name) || !said(value))
     });
     forgotten
         .map(|argument| {

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use anneal_protocol::api::{PlannedStep, RenderedDocument};
 
+use super::inputs::plain_text;
 use super::meta;
 use crate::render::{ConfigRef, Context, RenderError, Renderer, SEED};
 
@@ -47,11 +48,11 @@ pub fn texts(steps: &[PlannedStep], documents: &[RenderedDocument]) -> Vec<Text>
         }
         let values = step.with.get("values").and_then(|value| value.as_object());
         for (word, contents) in values.into_iter().flatten() {
-            if let (Ok(key), Some(contents)) = (meta::key(word), contents.as_str()) {
+            if let (Ok(key), Some(contents)) = (meta::key(word), plain_text(contents)) {
                 texts.push(Text {
                     place: format!("{place} META's `{word}`"),
                     path: meta::path(key),
-                    text: contents.to_owned(),
+                    text: contents,
                 });
             }
         }

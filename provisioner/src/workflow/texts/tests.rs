@@ -17,7 +17,7 @@ fn text(path: &str, text: &str) -> Text {
 fn linted(texts: &[Text]) -> (Vec<String>, Vec<String>) {
     let mut machine = machine();
     machine.config.kernel_args = vec!["mitigations=auto".into(), "console=ttyS0".into()];
-    lint(&machine, texts)
+    lint(&machine, texts, true)
 }
 
 fn ignition(files: serde_json::Value, arguments: serde_json::Value) -> Text {
@@ -35,7 +35,7 @@ fn contents_of_meta_are_texts_of_their_own() {
         name: "first network".into(),
         uses: "write-talos-meta".into(),
         runs_on: "agent".into(),
-        with: json!({ "values": { "network": "links: []\n", "0xb": "code" } }),
+        with: json!({ "values": { "network": "links: []\n", "0xb": "code", "12": 7 } }),
         runs: true,
         destructive: true,
     };
@@ -48,6 +48,7 @@ fn contents_of_meta_are_texts_of_their_own() {
         found,
         [
             ("step 1 `first network` META's `0xb`", "META/0xb", "code"),
+            ("step 1 `first network` META's `12`", "META/0xc", "7"),
             (
                 "step 1 `first network` META's `network`",
                 "META/network.yaml",
@@ -104,7 +105,7 @@ fn what_belongs_to_the_cluster_is_warned_about() {
         "/user-data",
         "#cloud-config\nhostname: r1n1\n# kubectl apply is not for us\n",
     );
-    assert_eq!(lint(&machine(), &[harmless]), (vec![], vec![]));
+    assert_eq!(lint(&machine(), &[harmless], true), (vec![], vec![]));
 }
 
 #[test]
@@ -188,8 +189,17 @@ fn a_kernel_argument_that_goes_nowhere_is_warned_about() {
             "kernel argument `console` of machine r1n1 is in nothing that this workflow writes: the installed system will not have it"
         ]
     );
-    // Whoever wipes a disk installs nothing.
-    assert_eq!(warnings(&[]), Vec::<String>::new());
+    // Whoever writes nothing beside the image.
+    assert_eq!(warnings(&[]).len(), 2);
+    let mut machine = machine();
+    machine.config.kernel_args = vec!["mitigations=auto".into()];
+    // Whoever wipes a disk, or edits what is there, installs nothing.
+    let motd = text("/etc/motd", "hello");
+    assert_eq!(lint(&machine, &[motd], false), (vec![], vec![]));
+    // A template escapes it.
+    machine.config.kernel_args = vec!["dyndbg=\"file a.c +p\"".into()];
+    let escaped = text("/a", "dyndbg=\\\"file a.c +p\\\"");
+    assert_eq!(lint(&machine, &[escaped], true), (vec![], vec![]));
 }
 
 #[test]
