@@ -23,6 +23,9 @@ use crate::store::{Store, StoreError};
 /// How long the client that fetched a document may fetch it again.
 pub const GRACE: Duration = Duration::from_secs(60);
 
+/// Who asks again within this time for a document that could not be made is not news.
+const SAME_FAILURE: Duration = Duration::from_secs(600);
+
 /// One fetch of one document.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetch<'a> {
@@ -81,6 +84,8 @@ pub struct Configs {
     recorder: Recorder,
     /// By the token's digest and the document.
     places: std::sync::Mutex<HashMap<(String, String), Place>>,
+    /// Why a document was not made when it was asked for last, and when that was; by the token's id and the document.
+    failures: std::sync::Mutex<HashMap<(String, String), (String, Millis)>>,
 }
 
 impl Configs {
@@ -92,6 +97,7 @@ impl Configs {
             store,
             recorder,
             places: std::sync::Mutex::default(),
+            failures: std::sync::Mutex::default(),
         }
     }
 
@@ -216,10 +222,23 @@ impl Configs {
         }
     }
 
-    /// The token is not used up: loaders ask again.
+    /// Whether this failure of a document is another than its last one.
+    fn is_news(&self, token: &TokenRecord, fetch: Fetch<'_>, reason: &str) -> bool {
+        let at = now();
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.retain(|_, (_, last)| at.since(*last) < SAME_FAILURE);
+        let key = (token.id.clone(), fetch.document.to_owned());
+        let last = failures.insert(key, (reason.to_owned(), at));
+        last.is_none_or(|(before, _)| before != reason)
+    }
+
+    /// The token is not used up: loaders ask again, every few seconds, and one event says why.
     fn unserved(&self, token: &TokenRecord, fetch: Fetch<'_>, error: &anyhow::Error) {
-        let name = document_name(token, fetch);
         let reason = format!("{error:#}");
+        if !self.is_news(token, fetch, &reason) {
+            return;
+        }
+        let name = document_name(token, fetch);
         let message = format!("{} did not get its {name}: {reason}", token.machine);
         self.recorder.record(
             Event::new(kind::CONFIG_FAILED, message)
@@ -309,21 +328,31 @@ mod tests {
         let broken = |_| async { Err(anyhow::anyhow!("no token was made").context("join")) };
         let failed = configs.fetch(fetch, broken).await;
         assert!(matches!(failed, Err(FetchError::Render(_))), "{failed:?}");
+        // It asks again, which is one event, and then something else is wrong.
+        assert!(configs.fetch(fetch, broken).await.is_err());
+        let other = |_| async { Err(anyhow::anyhow!("no CA")) };
+        assert!(configs.fetch(fetch, other).await.is_err());
         let told = async {
-            loop {
+            let mut told = Vec::new();
+            while told.len() < 2 {
                 let row = events.recv().await.unwrap();
                 if row.event.kind == kind::CONFIG_FAILED {
-                    return row.event.clone();
+                    told.push(row.event.clone());
                 }
             }
+            told
         };
         let told = tokio::time::timeout(Duration::from_secs(60), told)
             .await
             .expect("nobody is told");
-        assert_eq!(told.run.as_deref(), Some("run"));
+        assert_eq!(told[0].run.as_deref(), Some("run"));
+        let messages: Vec<_> = told.iter().map(|event| event.message.as_str()).collect();
         assert_eq!(
-            told.message,
-            "r1n1 did not get its site/user-data: join: no token was made"
+            messages,
+            [
+                "r1n1 did not get its site/user-data: join: no token was made",
+                "r1n1 did not get its site/user-data: no CA",
+            ]
         );
         let later = |_| async { Ok(Some("text".to_owned())) };
         assert_eq!(configs.fetch(fetch, later).await.unwrap(), "text");
