@@ -11,7 +11,7 @@ use anneal_protocol::time::Millis;
 use super::edit::{self, Edit};
 use super::facts::{
     agent_is_there, any_said_since, booted_since, fell_back_since, left_since, lost_at,
-    started_since, wants_agent,
+    recovers_from_kexec, started_since, wants_agent,
 };
 use super::{Act, Change, Decision, Waiting, daemon, returned};
 use crate::workflow::action::Action;
@@ -113,13 +113,9 @@ fn recover(s: &Snapshot, idx: usize, now: Millis) -> Decision {
 
 /// Firmware was seen after a `kexec`, and yet the installed system runs: it says so.
 fn kernel_started_after_all(s: &Snapshot, idx: usize) -> bool {
-    let row = &s.steps[idx];
-    let begun = row.attempt > row.scratch.base;
-    s.action(idx) == Some(Action::Kexec)
-        && begun
-        && row
-            .attempt_at
-            .is_some_and(|began| any_said_since(s, SIGNS_OF_LIFE, began))
+    let began = s.steps[idx].attempt_at;
+    recovers_from_kexec(s, idx)
+        && began.is_some_and(|began| any_said_since(s, SIGNS_OF_LIFE, began))
 }
 
 fn wait_since(since: Millis, what: &str, until: Millis) -> Decision {

@@ -87,8 +87,19 @@ pub fn listens_to(s: &Snapshot) -> Result<Option<Caller>, Caller> {
         None => Ok(None),
         Some((idx, by)) if idx == current => Ok(Some(by)),
         Some((_, by)) if s.steps[current].state == StepState::Leaving => Ok(Some(by)),
+        // A kernel that seems not to have started may have.
+        Some((_, by)) if recovers_from_kexec(s, current) => Ok(Some(by)),
         Some((_, by)) => Err(by),
     }
+}
+
+/// An attempt at a `kexec` was lost: the agent is awaited, or the word of the system that runs all the same.
+pub(super) fn recovers_from_kexec(s: &Snapshot, idx: usize) -> bool {
+    let row = &s.steps[idx];
+    s.action(idx) == Some(Action::Kexec)
+        && row.state == StepState::Pending
+        && row.scratch.recovering
+        && row.attempt > row.scratch.base
 }
 
 /// When the agent counts as lost if it does not ask for work, and if it does not speak at all.

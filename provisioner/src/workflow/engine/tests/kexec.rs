@@ -1,6 +1,7 @@
 //! A machine that leaves into a loaded kernel: what says that it started, and what says that it did not.
 
 use super::*;
+use crate::workflow::caller::Caller;
 
 /// The agent has left at 61 s, in this attempt.
 fn left(attempt: u32) -> Snapshot {
@@ -94,6 +95,7 @@ fn a_system_that_calls_home_later_is_believed_too() {
         firmware(&mut s, at(70));
         settle_down(&mut s, at(70));
         assert_eq!(s.steps[2].state, StepState::Pending);
+        assert_eq!(listens_to(&s), Ok(Some(Caller::Token)));
         // What was said before this attempt is about an earlier system.
         see(&mut s, kind::PHONE_HOME, at(50), serde_json::json!({}));
         settle_down(&mut s, at(199));
