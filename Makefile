@@ -54,7 +54,9 @@ vagrant-setup: setup ## install what `make vagrant-test` needs; says what and wh
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -q -y --no-install-recommends vagrant vagrant-libvirt; }
 
-vagrant-test: build netboot vagrant-setup ## one machine of the Vagrant lab, up, powered and removed
+# What asks apt comes first, alone, also with -j.
+vagrant-test: vagrant-setup ## one machine of the Vagrant lab, up, powered and removed
+	@$(MAKE) --no-print-directory build netboot
 	@$(SUDO) vagrant/ci.sh
 
 deb: netboot ## a Debian package, in target/debian

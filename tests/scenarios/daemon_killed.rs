@@ -24,7 +24,7 @@ pub const SCENARIOS: &[Scenario] = &[
 ];
 
 /// For as many runs as [`ROUNDS`].
-const LIMIT: Duration = Duration::from_secs(1500);
+const LIMIT: Duration = Duration::from_secs(2000);
 /// How long the machine runs between two looks, once its agent is near: shorter than a step.
 const MOMENT: Duration = Duration::from_millis(20);
 /// The same while its kernel boots: shorter than what lies between an agent's enrolment and the

@@ -23,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario::new(
 .within(LIMIT)];
 
 /// Two installations, and the starts of what they installed.
-const LIMIT: Duration = Duration::from_secs(2400);
+const LIMIT: Duration = Duration::from_secs(3000);
 /// The image whose update starts.
 const MENDED: &str = "tiny@2";
 

@@ -36,7 +36,7 @@ const STEP: &str = "start the kernel";
 /// The state partition has the writable layer over the image's root.
 const WORKFLOW: &str = "\
 name: first-boot
-timeout: 20m
+timeout: 30m
 steps:
   - uses: netboot
     timeout: 5m
