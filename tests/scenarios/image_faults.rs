@@ -131,7 +131,7 @@ fn stalled(work: &Path) -> anyhow::Result<()> {
                 .filter(|progress| flows(progress.done, progress.total)))
         })?;
         bench.daemon.freeze(true)?;
-        let noticed = wait_for(SHORT, "the agent to give up the stalled stream", || {
+        let noticed = wait_for(2 * SHORT, "the agent to give up the stalled stream", || {
             let console = std::fs::read(work.join("m1.console.log"))?;
             let console = String::from_utf8_lossy(&console);
             let failures = console

@@ -25,7 +25,7 @@ pub struct Policy {
     pub longest_pause: Duration,
     /// Lasting faults in a row after which a source is dropped.
     pub lasting: u32,
-    /// Time without a frame from any source after which, once all fail, it is given up.
+    /// Time without a frame from any source after which, once all have failed, it is given up.
     pub patience: Duration,
 }
 
@@ -302,8 +302,9 @@ impl Scheduler {
             return !self.pending.is_empty();
         }
         let mut alive = self.sources.iter().filter(|source| !source.dropped);
+        // Not that all are idle: with several, one or the other is always being tried again.
         now.saturating_sub(self.last_progress) >= self.policy.patience
-            && alive.all(|source| source.strikes > 0 && source.active == 0)
+            && alive.all(|source| source.strikes > 0)
     }
 
     /// Nothing is pending: the slot with the most to come gives half of it away.

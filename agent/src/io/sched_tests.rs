@@ -110,6 +110,37 @@ fn lasting_faults_end_it_soon_and_passing_ones_late() {
 }
 
 #[test]
+fn requests_that_overlap_do_not_outlast_the_patience() {
+    let patience = Policy::default().patience;
+    let mut s = scheduler(&[0, 0], 2, 4);
+    // One source or the other is always being asked, and neither answers.
+    let lengths = [secs(170), secs(260)];
+    let mut ends = [None; 2];
+    let mut now = secs(0);
+    loop {
+        assert!(now < patience + secs(90), "{now:?}");
+        for slot in 0..2 {
+            if ends[slot].is_some_and(|end| end <= now) {
+                s.ended(slot, Err(Fault::Unreachable("no".into())), now);
+                ends[slot] = None;
+            }
+            if ends[slot].is_none() {
+                match s.next(slot, now) {
+                    Step::Fetch { .. } => ends[slot] = Some(now + lengths[slot]),
+                    Step::Wait(_) => {}
+                    Step::GiveUp => {
+                        assert!(now >= patience, "{now:?}");
+                        return;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        now += secs(1);
+    }
+}
+
+#[test]
 fn an_idle_slot_takes_half_of_the_longest_run() {
     let mut s = Scheduler::new(
         Policy::default(),

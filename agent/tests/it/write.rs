@@ -206,7 +206,7 @@ fn a_bad_mirror_beside_a_good_one() {
     ] {
         let disk = Loop::new("an-agent-mixed.img", 24 * MIB as u64);
         let (bad, good) = (image.mirror(mood), image.mirror(Mood::Good));
-        let done = result(&image.write(&disk, &[&bad, &good], &stall(mood, "2")));
+        let done = result(&image.write(&disk, &[&bad, &good], &stall(mood, "6")));
         assert!(contents(&disk) == image.raw, "{mood:?}");
         let source = &done.sources[0];
         assert!(
