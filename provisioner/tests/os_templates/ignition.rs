@@ -1,14 +1,12 @@
 //! Ignition's own parsers read what is written for Ignition: Debian's `ignition-validate` (2.14,
 //! specification up to 3.3), and upstream's, by the program in `tests/conformance/ignition`.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use base64::Engine as _;
 use serde_json::Value;
 
-use super::{FAMILIES, Family, TOKEN, case, cases, folder, run};
+use super::{FAMILIES, Family, TOKEN, case, cases, conformance, folder, run};
 
 /// Systems that read Ignition.
 fn systems() -> impl Iterator<Item = &'static Family> {
@@ -17,31 +15,11 @@ fn systems() -> impl Iterator<Item = &'static Family> {
         .filter(|f| f.templates.contains(&"config.ign"))
 }
 
-/// The program, built once; none where there is no Go or no way to its modules.
-fn upstream(work: &Path) -> Option<PathBuf> {
-    let program = work.join("validate");
-    let built = Command::new("go")
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(".")
-        .current_dir("../tests/conformance/ignition")
-        .output();
-    let told = match built {
-        Ok(output) if output.status.success() => return Some(program),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => format!("go: {error}"),
-    };
-    // Not `eprintln!`: what that says in a test that passes is kept back.
-    let notice = format!("SKIPPED: upstream's Ignition parser cannot be built here: {told}\n");
-    std::io::stderr().write_all(notice.as_bytes()).unwrap();
-    None
-}
-
 #[test]
 fn both_parsers_take_every_document() {
     assert_eq!(systems().count(), 3);
     let dir = folder(&[]);
-    let upstream = upstream(dir.path());
+    let upstream = conformance("ignition", dir.path());
     for family in systems() {
         for case in cases(family) {
             for template in ["config.ign", "pointer.ign"] {

@@ -197,6 +197,28 @@ fn adapt(family: &str, machine: &mut Machine) {
     }
 }
 
+/// A program of `tests/conformance`, which has a system's own packages, built; none where there is no Go or no way to
+/// its modules.
+pub fn conformance(name: &str, work: &Path) -> Option<PathBuf> {
+    use std::io::Write as _;
+    let program = work.join(name);
+    let built = Command::new("go")
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(format!("../tests/conformance/{name}"))
+        .output();
+    let told = match built {
+        Ok(output) if output.status.success() => return Some(program),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(error) => format!("go: {error}"),
+    };
+    // Not `eprintln!`: what that says in a test that passes is kept back.
+    let notice = format!("SKIPPED: tests/conformance/{name} cannot be built here: {told}\n");
+    std::io::stderr().write_all(notice.as_bytes()).unwrap();
+    None
+}
+
 /// What the cluster `prod` gives to a machine of it.
 fn secrets() -> JoinSecrets {
     let text = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);

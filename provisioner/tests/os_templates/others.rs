@@ -6,7 +6,7 @@ use std::process::Command;
 use base64::Engine as _;
 use serde_json::Value;
 
-use super::{FAMILIES, Family, NETWORKS, RUN, TOKEN, case, cases, folder, run};
+use super::{FAMILIES, Family, NETWORKS, RUN, TOKEN, case, cases, conformance, folder, run};
 
 fn unb64(text: &str) -> String {
     let bytes = base64::engine::general_purpose::STANDARD
@@ -140,6 +140,37 @@ fn kairos(role: &str, network: &str) -> Value {
 
 /// The raw image's first boot is its recovery system: nothing must call home from there, nor
 /// again from later boots.
+/// Kairos' schema, its types of stages, and what its agent wants before it resets.
+#[test]
+fn kairos_own_code_takes_every_document() {
+    let dir = folder(&[]);
+    let Some(program) = conformance("kairos", dir.path()) else {
+        return;
+    };
+    let judge = |text: &str| {
+        let path = dir.path().join("cloud-config.yaml");
+        std::fs::write(&path, text).unwrap();
+        let output = Command::new(&program).arg(&path).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), told)
+    };
+    for case in cases(Family::of("kairos")) {
+        let (good, told) = judge(&case.own("cloud-config.yaml"));
+        assert!(good, "{}: {told}", case.variant);
+    }
+    let text = case(Family::of("kairos"), "worker", "dhcp").own("cloud-config.yaml");
+    for (wrong, about) in [
+        (
+            text.replace("  nousers: true\n", "  nousers: false\n"),
+            "users",
+        ),
+        (text.replace("      commands:", "      comands:"), "comands"),
+    ] {
+        let (good, told) = judge(&wrong);
+        assert!(!good && told.contains(about), "{told}");
+    }
+}
+
 #[test]
 fn kairos_calls_home_from_the_active_system_once() {
     let config = kairos("worker", "dhcp");

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Case, Family, NETWORKS, case, cases};
+use super::{Case, Family, NETWORKS, case, cases, conformance, folder};
 
 /// Families by golden folder, with the schema of the version nearest to theirs.
 const SCHEMAS: [(&str, &str); 2] = [
@@ -69,6 +69,59 @@ fn every_document_fits_the_schema_of_its_version() {
         for ((variant, document), told) in all.iter().zip(mistakes(schema, &values)) {
             assert!(told.is_empty(), "{folder} {variant}: {told:?}: {document}");
         }
+    }
+}
+
+/// Talos' own loader and validation, of 1.13: what its schema does not know.
+#[test]
+fn talos_own_code_takes_every_document() {
+    let dir = folder(&[]);
+    let Some(program) = conformance("talos", dir.path()) else {
+        return;
+    };
+    let judge = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let output = Command::new(&program).arg(&path).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), told)
+    };
+    for case in cases(Family::of("talos-1.13")) {
+        for name in ["machine.yaml", "meta-network.yaml"] {
+            let text = case.own(name);
+            // A machine without a fixed address needs nothing in META.
+            if !text.trim().is_empty() {
+                let (good, told) = judge(name, &text);
+                assert!(good, "{} {name}: {told}", case.variant);
+            }
+        }
+    }
+    let text = case(Family::of("talos-1.13"), "worker", "dhcp").own("machine.yaml");
+    for (wrong, about) in [
+        (text.replace("    disk: /dev/none\n", ""), "install disk"),
+        (text.replace("kubePrism", "kubeprism"), "kubeprism"),
+    ] {
+        let (good, told) = judge("machine.yaml", &wrong);
+        assert!(!good && told.contains(about), "{told}");
+    }
+    let (good, told) = judge("meta-network.yaml", "address: []\n");
+    assert!(!good, "{told}");
+}
+
+/// Its API server gets an empty file otherwise, and does not start.
+#[test]
+fn a_control_plane_says_who_may_ask_its_api_server() {
+    for network in NETWORKS {
+        let text = case(Family::of("talos-1.15"), "control-plane", network).own("machine.yaml");
+        let all = documents(&text);
+        let anonymous = &find(&all, "KubeAuthenticationConfig")["configuration"]["anonymous"];
+        assert_eq!(anonymous["conditions"][0]["path"], "/livez");
+        let text = case(Family::of("talos-1.13"), "control-plane", network).own("machine.yaml");
+        let all = documents(&text);
+        let kubelet = all[0]["machine"]["kubelet"]["image"].as_str();
+        let server = all[0]["cluster"]["apiServer"]["image"].as_str();
+        let version = |image: Option<&str>| image.map(|i| i.rsplit(':').next().map(str::to_owned));
+        assert_eq!(version(kubelet), version(server));
     }
 }
 
